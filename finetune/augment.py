@@ -1,0 +1,98 @@
+"""How a training study is changed each time it is seen: space, then brightness, with MONAI's transforms.
+
+Space is never mirrored: left and right mean something. A rotated volume keeps its grid, as if the patient had turned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from monai.data.meta_obj import set_track_meta
+from monai.transforms.compose import Compose
+from monai.transforms.intensity.array import RandAdjustContrast, RandBiasField, RandGaussianNoise, RandGaussianSmooth
+from monai.transforms.spatial.dictionary import RandAffined
+
+from finetune.config import AugmentConfig
+from foundation.training import fold, seeded
+from heads.base import StudySample
+
+set_track_meta(False)  # our samples carry their own geometry
+
+
+class Augment:
+    """Draws come from the seed of the call alone, so a sample does not depend on what was drawn before it."""
+
+    def __init__(self, config: AugmentConfig, spacing_mm: tuple[float, float, float]):
+        self.config = config
+        angle = np.deg2rad(config.rotate_degrees)
+        probability = config.probability
+        self._space = RandAffined(
+            keys=("voxels", "body", "labels"),
+            prob=probability,
+            rotate_range=(angle,) * 3,
+            scale_range=(config.scale,) * 3,
+            shear_range=(config.shear,) * 6,
+            mode=("bilinear", "nearest", "nearest"),
+            padding_mode=("border", "zeros", "zeros"),
+            allow_missing_keys=True,
+        )
+        sigma = tuple((0.0, config.smooth_mm / mm) for mm in spacing_mm)
+        self._brightness = Compose(
+            [
+                RandBiasField(prob=probability, coeff_range=(-config.bias_field, config.bias_field)),
+                RandAdjustContrast(prob=probability, gamma=(1 - config.gamma, 1 + config.gamma)),
+                RandGaussianSmooth(*sigma, prob=probability / 2),
+            ]
+        )
+        self._noise = RandGaussianNoise(prob=probability, std=config.noise)
+
+    def __call__(self, sample: StudySample, seed: int) -> StudySample:
+        sample = self._drop_series(sample, seed)
+        data = {"voxels": sample.voxels, "body": sample.body.float()}
+        if sample.labels is not None:
+            data["labels"] = sample.labels[None].float()
+        self._space.set_random_state(seed=fold(seed, 1) % 2**32)
+        data = self._space(data)
+        body = torch.as_tensor(data["body"]) > 0.5
+        if not body.any():
+            return sample
+        voxels = torch.stack(
+            [
+                self._change_brightness(volume, inside, fold(seed, 2, i))
+                for i, (volume, inside) in enumerate(zip(torch.as_tensor(data["voxels"]), body, strict=True))
+            ]
+        )
+        labels = None if sample.labels is None else torch.as_tensor(data["labels"])[0].round().long()
+        return replace(sample, voxels=voxels, body=body, labels=labels)
+
+    def _change_brightness(self, volume: torch.Tensor, body: torch.Tensor, seed: int) -> torch.Tensor:
+        """Bias, gamma and blur act on intensities from 0, as a scanner's do; then normalise again, and add noise."""
+        self._brightness.set_random_state(seed=seed % 2**32)
+        self._noise.set_random_state(seed=fold(seed, 3) % 2**32)
+        changed = torch.as_tensor(self._brightness((volume - volume.min())[None])[0])
+        inside = changed[body]
+        if inside.numel() > 1:
+            changed = (changed - inside.mean()) / inside.std().clamp(min=1e-6)
+        return torch.as_tensor(self._noise(changed[None])[0])
+
+    def _drop_series(self, sample: StudySample, seed: int) -> StudySample:
+        """Leave series out at random, but never all: a clinic's studies are incomplete."""
+        num_series = len(sample.contrasts)
+        if num_series == 1:
+            return sample
+        generator = seeded(seed, 4)
+        keep = torch.rand(num_series, generator=generator) >= self.config.drop_series
+        keep[torch.randint(num_series, (), generator=generator)] = True
+        keep &= sample.body.flatten(1).any(dim=1)
+        if not keep.any():
+            return sample
+        chosen = keep.nonzero().squeeze(1).tolist()
+        return replace(
+            sample,
+            voxels=sample.voxels[keep],
+            body=sample.body[keep],
+            contrasts=tuple(sample.contrasts[i] for i in chosen),
+            acquisitions=tuple(sample.acquisitions[i] for i in chosen),
+        )

@@ -1,0 +1,78 @@
+"""What a fine-tuning run is. The defaults are a smoke run on two CPU cores; a YAML file lists only what differs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import SerializeAsAny, field_validator
+
+from foundation.config import Config
+from foundation.encoder import Size
+from foundation.training import TrainingConfig
+from heads import HeadConfig, parse_head
+
+Recipe = Literal["scratch", "frozen", "lora", "full", "dynunet"]
+
+
+class DataConfig(Config):
+    """`num_labels` studies of `train_split` are used (None: all), chosen by the training seed.
+
+    `crop_voxels` is the box that dense heads train on, at `spacing_mm`; None trains on whole studies.
+    """
+
+    manifest: Path
+    train_split: str = "train"
+    test_split: str = "test"
+    num_labels: int | None = None
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    crop_voxels: tuple[int, int, int] | None = None
+
+
+class LoraConfig(Config):
+    """Low-rank adapters on attention and MLP of the last `blocks` blocks (None: all)."""
+
+    rank: int = 16
+    alpha: int = 32
+    blocks: int | None = None
+
+
+class AugmentConfig(Config):
+    """How far a training study is changed each time; probabilities are per sample."""
+
+    rotate_degrees: float = 12.0
+    scale: float = 0.15
+    shear: float = 0.05
+    noise: float = 0.1
+    bias_field: float = 0.3
+    gamma: float = 0.3
+    smooth_mm: float = 0.6
+    probability: float = 0.5
+    drop_series: float = 0.2
+
+
+class FinetuneConfig(Config):
+    """`encoder` is a pretrained model folder; None starts from random weights of `size`.
+
+    `recipe` says what of the encoder learns: everything from random weights (scratch), nothing (frozen), adapters (lora: for
+    dense heads also norms and patch embedding), or everything at `encoder_rate` times the learning rate (full). `dynunet` is
+    the baseline, MONAI's DynUNet from random weights, with the same samples and loop.
+    """
+
+    name: str
+    folder: Path = Path("runs/finetune")
+    encoder: Path | None = None
+    size: Size = "tiny"
+    drop_path: float = 0.0
+    recipe: Recipe = "lora"
+    head: SerializeAsAny[HeadConfig]
+    data: DataConfig
+    lora: LoraConfig = LoraConfig()
+    encoder_rate: float = 0.2
+    augment: AugmentConfig = AugmentConfig()
+    training: TrainingConfig = TrainingConfig(batch_size=2, learning_rate=1e-3, ema_decay=0.99)
+
+    @field_validator("head", mode="before")
+    @classmethod
+    def _by_kind(cls, value: object) -> object:
+        return parse_head(value) if isinstance(value, dict) else value

@@ -1,0 +1,132 @@
+"""How good a task model is on studies it was not fitted on: each case, the mean, and a bootstrap 95 % interval.
+
+    larmor evaluate segmentation collection/manifest.jsonl out --model runs/finetune/model
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Callable, Sequence
+
+import numpy as np
+
+from finetune.samples import LabelledStudy, progress_over, read_labelled
+from foundation.errors import InputError, did_you_mean
+from foundation.figures import ScoreRow, plot_dice_table
+from foundation.files import write_aside
+from foundation.reading.collection import read_manifest
+from foundation.training import software_versions
+from heads.base import TaskModel, default_models, load_task
+
+RESAMPLES = 1000
+
+Summarise = Callable[[Sequence[dict[str, float]]], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure over cases and where 95 % of its bootstrap resamples lie."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`cases` maps 'subject' or 'subject/session' to what was measured there; `figures` summarises them."""
+
+    cases: dict[str, dict[str, float]]
+    figures: dict[str, Interval]
+
+
+def evaluate_studies(model: TaskModel, studies: Sequence[LabelledStudy], *, label: str = "evaluate") -> Evaluation:
+    """Run the model on whole studies and score each on the reference series' own voxels."""
+    cases = {}
+    for study in progress_over(studies, label):
+        output = model.output_of(study.prepared)
+        name = "/".join(filter(None, (study.row.subject, study.row.session)))
+        cases[name] = model.head.score_case(output, study.prepared, study.labels, study.targets)
+    return Evaluation(cases, bootstrap(list(cases.values()), model.head.summarise))
+
+
+def bootstrap(cases: Sequence[dict[str, float]], summarise: Summarise, *, seed: int = 0) -> dict[str, Interval]:
+    """Percentile bootstrap over cases (Efron 1979): resample cases with replacement, summarise, take the middle 95 %."""
+    rng = np.random.default_rng(seed)
+    whole = summarise(cases)
+    drawn = [summarise([cases[i] for i in rng.integers(len(cases), size=len(cases))]) for _ in range(RESAMPLES)]
+    figures = {}
+    for name, value in whole.items():
+        values = np.asarray([one[name] for one in drawn])
+        values = values[np.isfinite(values)]
+        low, high = np.percentile(values, [2.5, 97.5]) if len(values) else (np.nan, np.nan)
+        figures[name] = Interval(value, float(low), float(high))
+    return figures
+
+
+def save_evaluation(evaluation: Evaluation, folder: Path, *, about: dict[str, object]) -> list[Path]:
+    """Write metrics.json (figures that do not exist are null) and a picture; return their paths."""
+    metrics = folder / "metrics.json"
+    content = {
+        **about,
+        "num_cases": len(evaluation.cases),
+        "interval": f"percentile bootstrap over cases, {RESAMPLES} resamples, 95 %",
+        "figures": {name: asdict(interval) for name, interval in evaluation.figures.items()},
+        "cases": evaluation.cases,
+        "versions": software_versions(),
+    }
+    with write_aside(metrics) as aside:
+        aside.write_text(json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n")
+    written = [metrics]
+    shown = [name for name in evaluation.figures if name.startswith("dice")]
+    if shown:
+        picture = folder / "dice.png"
+        rows = []
+        for name in shown:
+            interval = evaluation.figures[name]
+            values = tuple(case[name] for case in evaluation.cases.values())
+            rows.append(ScoreRow(name, interval.mean, interval.low, interval.high, values))
+        plot_dice_table(picture, rows)
+        written.append(picture)
+    return written
+
+
+def evaluate_to_folder(task: str, manifest: Path, out: Path, model: Path | None, split: str) -> None:
+    """The `larmor evaluate` command. `task` is the kind of head or the name of the task, as a check that it is the one meant."""
+    if model is None:
+        model = _only_default(task)
+    task_model, config, weights = load_task(model)
+    if task not in (config.head.kind, config.name):
+        raise InputError("the model does the task", got=f"'{task}' for a model of '{config.name}' ({config.head.kind})", remedy=did_you_mean(task, (config.head.kind, config.name)), file=model)
+    collection = read_manifest(manifest)
+    rows = collection.split(split)
+    if not rows:
+        raise InputError("the split has studies", got=f"none in '{split}'", remedy="Name another with --split.", file=manifest)
+    studies = read_labelled(collection, rows, task_model.head, config.spacing_mm, label="read")
+    evaluation = evaluate_studies(task_model, studies)
+    about = {"task": config.name, "model": str(model), "weights_sha256": weights, "manifest": str(manifest), "split": split, "data": collection.fingerprint()}
+    written = save_evaluation(evaluation, out, about=about)
+    for name, interval in evaluation.figures.items():
+        print(f"{name:40s} {interval}")
+    for path in written:
+        print(f"wrote {path}")
+
+
+def _only_default(task: str) -> Path:
+    fitting = [folder for folder in default_models() if task in (folder.name, load_task(folder)[1].head.kind)]
+    if len(fitting) != 1:
+        raise InputError("there is one model for the task", got=f"{len(fitting)} for '{task}'", remedy="Name it with --model DIR.")
+    return fitting[0]
+
+
+def _without_nan(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,125 @@
+"""One fine-tuning run from config to model folder, evaluation and figures; `finetune/__main__.py` is its command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from finetune.adapters import apply_recipe, merge_lora
+from finetune.baselines import dynunet
+from finetune.config import FinetuneConfig
+from finetune.evaluate import Evaluation, evaluate_studies, save_evaluation
+from finetune.samples import LabelledSamples, LabelledStudy, choose_rows, read_labelled
+from foundation.config import save_config
+from foundation.encoder import Encoder, EncoderConfig
+from foundation.errors import InputError
+from foundation.figures import plot_curves
+from foundation.reading.collection import read_manifest
+from foundation.training import TrainingResult, make_accelerator, software_versions, train
+from heads.base import Scope, TaskConfig, TaskModel, save_task
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a run made. A baseline has no model folder; `evaluation` is None when the test split is empty."""
+
+    model: TaskModel
+    training: TrainingResult
+    evaluation: Evaluation | None
+    model_folder: Path | None
+
+
+def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None = None) -> Fitted:
+    """Fit, evaluate, save. `test_studies` may be given when several runs share them and reading takes long."""
+    collection = read_manifest(config.data.manifest)
+    rows = choose_rows(collection, config.data, config.training.seed)
+    torch.manual_seed(config.training.seed)
+    model = make_model(config)
+    apply_recipe(model, config)
+    accelerator = make_accelerator(config.training.precision)
+    main = accelerator.is_main_process
+    if main:
+        save_config(config, config.folder / "config.yaml")
+    studies = read_labelled(collection, rows, model.head, config.data.spacing_mm, label="read")
+    result = train(
+        model,
+        LabelledSamples(studies, model.head, config),
+        config.training,
+        config.folder,
+        label=f"{config.name} {config.recipe}",
+        accelerator=accelerator,
+    )
+    merge_lora(model)
+    evaluation, model_folder = None, None
+    if main:
+        plot_curves(config.folder / "loss.png", result.records, ["loss"])
+        if test_studies is None:
+            test_rows = collection.split(config.data.test_split)
+            test_studies = read_labelled(collection, test_rows, model.head, config.data.spacing_mm, label="read test")
+        about = {
+            "task": config.name,
+            "recipe": config.recipe,
+            "num_labels": len(rows),
+            "seed": config.training.seed,
+            "training_seconds": result.seconds,
+            "manifest": str(config.data.manifest),
+            "split": config.data.test_split,
+            "data": collection.fingerprint(),
+            "trained_on": [row.subject for row in rows],
+        }
+        written = [config.folder / "loss.png"]
+        if test_studies:
+            evaluation = evaluate_studies(model, test_studies)
+            written += save_evaluation(evaluation, config.folder, about=about)
+        if isinstance(model.encoder, Encoder):
+            model_folder = config.folder / "model"
+            task = TaskConfig(
+                name=config.name,
+                encoder=model.encoder.config,
+                head=config.head,
+                spacing_mm=config.data.spacing_mm,
+                scope=Scope.of([study.prepared for study in studies]),
+            )
+            provenance = {**about, "versions": software_versions(), "config": config.model_dump(mode="json")}
+            save_task(model_folder, model, task, card=_card(config, about, evaluation), provenance=provenance)
+            written.append(model_folder)
+        for path in written:
+            print(f"wrote {path}")
+    accelerator.wait_for_everyone()
+    return Fitted(model, result, evaluation, model_folder)
+
+
+def make_model(config: FinetuneConfig) -> TaskModel:
+    """The model before anything is fitted: a pretrained encoder and a new head, all new, or the baseline."""
+    if config.recipe == "dynunet":
+        if config.head.kind != "segmentation":
+            raise InputError("the DynUNet baseline segments", got=f"a head of kind '{config.head.kind}'", remedy="Choose another recipe.")
+        return dynunet(config.head)  # pyright: ignore[reportArgumentType]
+    if config.recipe == "scratch":
+        return TaskModel.build(Encoder(EncoderConfig.of_size(config.size, drop_path=config.drop_path)), config.head)
+    if config.encoder is None:
+        raise InputError(
+            f"recipe '{config.recipe}' starts from a pretrained encoder",
+            got="encoder: null",
+            remedy="Set encoder=FOLDER (pretraining writes one), or recipe=scratch.",
+        )
+    return TaskModel.build(Encoder.load(config.encoder), config.head)
+
+
+def _card(config: FinetuneConfig, about: dict, evaluation: Evaluation | None) -> str:
+    lines = [
+        f"# {config.name}",
+        "",
+        f"A {config.head.kind} model, recipe `{config.recipe}`, fitted on {about['num_labels']} labelled studies of "
+        f"`{config.data.manifest}` (seed {config.training.seed}, {config.training.steps} steps).",
+        "",
+    ]
+    if evaluation is not None:
+        lines += [f"On {len(evaluation.cases)} other studies of the same collection (mean and bootstrap 95 % interval):", ""]
+        lines += ["| figure | value |", "|---|---|"]
+        lines += [f"| {name} | {interval} |" for name, interval in evaluation.figures.items()]
+        lines.append("")
+    lines.append("Probabilities are not calibrated. Not a medical device.")
+    return "\n".join(lines) + "\n"

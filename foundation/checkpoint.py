@@ -1,0 +1,132 @@
+"""Two different things on disk: a *model folder* for people and a *training checkpoint* for resuming.
+
+A model folder is config.json + model.safetensors + card.md and loads strictly. A training checkpoint is a folder published
+atomically with a manifest of hashes; the newest good one loads, and an old one is deleted only after the new one is in place.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Generic, Mapping
+
+import safetensors.torch
+from pydantic import BaseModel
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from foundation.config import ConfigT, parse_config
+from foundation.errors import InputError
+from foundation.files import sha256, write_folder_aside
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ModelFolder(Generic[ConfigT]):
+    """A model folder as read: its config and provenance, and its weights not yet put into a module."""
+
+    path: Path
+    config: ConfigT
+    provenance: dict[str, Any]
+    weights: dict[str, Tensor]
+
+    @property
+    def weights_sha256(self) -> str:
+        return self.provenance["weights_sha256"]
+
+    def fill(self, module: nn.Module) -> None:
+        """Put the weights into `module`; every tensor must be there with its shape, and none may be left over."""
+        wanted = module.state_dict()
+        missing, extra = sorted(wanted.keys() - self.weights.keys()), sorted(self.weights.keys() - wanted.keys())
+        file = self.path / "model.safetensors"
+        remedy = "The weights and config.json do not belong together: restore the folder from where it was made."
+        if missing or extra:
+            got = "; ".join(f"{what} {_some(names)}" for what, names in (("missing", missing), ("extra", extra)) if names)
+            raise InputError("a model folder holds exactly the tensors of its config", got=got, remedy=remedy, file=file)
+        for name, tensor in wanted.items():
+            if tensor.shape != self.weights[name].shape:
+                got = f"{name} {tuple(self.weights[name].shape)} instead of {tuple(tensor.shape)}"
+                raise InputError("a model's tensors have the shapes of its config", got=got, remedy=remedy, file=file)
+        module.load_state_dict(self.weights)
+
+
+def save_model_folder(
+    folder: Path, *, kind: str, config: BaseModel, state: Mapping[str, Tensor], card: str, provenance: Mapping[str, Any]
+) -> None:
+    """Publish a model folder whole or not at all. `provenance` says what it was trained with: versions, data, seed."""
+    with write_folder_aside(folder) as aside:
+        weights = aside / "model.safetensors"
+        safetensors.torch.save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, weights)
+        about = {
+            "format": FORMAT,
+            "kind": kind,
+            "config": config.model_dump(mode="json"),
+            "provenance": {**provenance, "weights_sha256": sha256(weights)},
+        }
+        (aside / "config.json").write_text(json.dumps(about, indent=2) + "\n")
+        (aside / "card.md").write_text(card)
+
+
+def load_model_folder(folder: Path, *, kind: str, config: type[ConfigT]) -> ModelFolder[ConfigT]:
+    """Read a model folder of that kind and config class, verifying that the weights are the ones it was saved with."""
+    about = read_about(folder)
+    if about["kind"] != kind:
+        raise InputError(f"this place needs a model of kind '{kind}'", got=repr(about["kind"]), remedy="Give another folder.", file=folder)
+    weights = folder / "model.safetensors"
+    try:
+        state = safetensors.torch.load_file(weights)
+    except (OSError, SafetensorError) as error:
+        remedy = "Restore the folder from where it was made."
+        raise InputError("a model folder holds readable weights", got=str(error), remedy=remedy, file=weights) from None
+    return ModelFolder(folder, parse_config(config, about["config"], source=folder / "config.json"), about["provenance"], state)
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder: format, kind, config, provenance."""
+    file = folder / "config.json"
+    try:
+        about = json.loads(file.read_text())
+    except OSError:
+        remedy = "Give a folder that pretraining or fine-tuning wrote."
+        raise InputError("a model folder has a config.json", got="none", remedy=remedy, file=folder) from None
+    except ValueError as error:
+        raise InputError("config.json is JSON", got=str(error), remedy="Restore the folder.", file=file) from None
+    needed = {"format", "kind", "config", "provenance"}
+    if not isinstance(about, dict) or not needed <= about.keys() or about["format"] != FORMAT:
+        got = f"format {about.get('format')}" if isinstance(about, dict) else type(about).__name__
+        raise InputError(f"config.json is of format {FORMAT}", got=got, remedy="Save the model again with this version.", file=file)
+    return about
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+# ----------------------------------------------------------------------------------------------- training checkpoints
+
+
+def publish_checkpoint(folder: Path, step: int, write: Callable[[Path], None], *, keep: int = 2) -> Path:
+    """Let `write` fill a folder, seal it with hashes, rename it into place, and only then delete what is too old."""
+    path = folder / f"step_{step:08d}"
+    with write_folder_aside(path) as aside:
+        write(aside)
+        hashes = {str(file.relative_to(aside)): sha256(file) for file in sorted(aside.rglob("*")) if file.is_file()}
+        (aside / "manifest.json").write_text(json.dumps({"step": step, "sha256": hashes}, indent=2))
+    for old in sorted(folder.glob("step_*"))[:-keep]:
+        shutil.rmtree(old)
+    return path
+
+
+def newest_good_checkpoint(folder: Path) -> tuple[int, Path] | None:
+    """The latest checkpoint whose files are all there and unchanged; damaged ones are passed over."""
+    for path in sorted(folder.glob("step_*"), reverse=True):
+        try:
+            manifest = json.loads((path / "manifest.json").read_text())
+            if all(sha256(path / name) == wanted for name, wanted in manifest["sha256"].items()):
+                return int(manifest["step"]), path
+        except (OSError, ValueError, KeyError):
+            continue
+    return None

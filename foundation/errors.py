@@ -1,0 +1,36 @@
+"""The one family of errors that a user can cause."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Iterable
+
+
+class InputError(ValueError):
+    """Something the user gave us breaks a rule: which rule, what we received, how to mend it, in which file.
+
+    Our own mistakes are `assert` failures; everything a file, a command line or a form can get wrong is this.
+    """
+
+    def __init__(self, rule: str, *, got: object, remedy: str, file: str | Path | None = None):
+        self.rule = rule
+        self.got = got
+        self.remedy = remedy
+        self.file = None if file is None else str(file)
+        super().__init__(rule, got, remedy, file)
+
+    def __str__(self) -> str:
+        place = f"{self.file}: " if self.file else ""
+        return f"{place}{self.rule} (got {self.got}). {self.remedy}"
+
+    def in_file(self, file: str | Path) -> InputError:
+        """The same complaint, with the file it was found in."""
+        return InputError(self.rule, got=self.got, remedy=self.remedy, file=file)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A remedy for a misspelt name: the closest known one if any is close, otherwise all of them."""
+    choices = sorted(known)
+    close = get_close_matches(name, choices, n=1)
+    return f"Did you mean '{close[0]}'?" if close else f"Use one of: {', '.join(choices)}."

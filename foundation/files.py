@@ -1,0 +1,57 @@
+"""Outputs are written aside and renamed, so that what a path names is always whole."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterator
+
+
+@contextmanager
+def write_aside(path: Path) -> Iterator[Path]:
+    """Give a path to write to; on success it is flushed to disk and renamed to `path`, on failure it is removed.
+
+    The aside name keeps the final suffixes, because nibabel and matplotlib choose a format by them.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".aside-{os.getpid()}-{path.name}")
+    try:
+        yield aside
+        _flush(aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def write_folder_aside(path: Path) -> Iterator[Path]:
+    """The same for a folder: what was at `path` is replaced only once the new content is complete on disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".aside-{os.getpid()}-{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+        for file in aside.rglob("*"):
+            if file.is_file():
+                _flush(file)
+        old = path.with_name(f".old-{os.getpid()}-{path.name}")
+        if path.exists():
+            os.replace(path, old)
+        os.replace(aside, path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,255 @@
+"""What a head is, what it is given, and the model that an encoder and a head make together."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import SerializeAsAny, field_validator
+from torch import Tensor, nn
+
+from foundation.checkpoint import load_model_folder, save_model_folder
+from foundation.config import Config
+from foundation.encoder import Encoder, EncoderConfig, Features
+from foundation.errors import InputError
+from foundation.findings import Finding
+from foundation.preprocess import Grid, PreparedStudy
+from foundation.study import Acquisition, Contrast
+from foundation.tokens import Tokens, pad_to_patches, tokenise
+from heads import HeadConfig, head_module, parse_head
+
+Target = float | int | str | list | None
+
+
+@dataclass(frozen=True)
+class StudySample:
+    """One study, or a crop of one, on one grid; the truth is there in training and evaluation."""
+
+    voxels: Float[Tensor, "series x y z"]
+    body: Bool[Tensor, "series x y z"]
+    grid: Grid
+    contrasts: tuple[Contrast, ...]
+    acquisitions: tuple[Acquisition, ...]
+    labels: Int[Tensor, "x y z"] | None = None
+    targets: dict[str, Target] | None = None
+
+    @classmethod
+    def of(cls, prepared: PreparedStudy, labels: np.ndarray | None = None, targets: dict[str, Target] | None = None) -> StudySample:
+        return cls(
+            torch.from_numpy(prepared.voxels),
+            torch.from_numpy(prepared.body),
+            prepared.grid,
+            prepared.contrasts,
+            prepared.acquisitions,
+            None if labels is None else torch.from_numpy(labels.astype(np.int64)),
+            targets,
+        )
+
+    def tokens(self) -> Tokens:
+        bag = Tokens.join(
+            [
+                tokenise(self.voxels[i], self.body[i], self.grid, contrast, acquisition, i)
+                for i, (contrast, acquisition) in enumerate(zip(self.contrasts, self.acquisitions, strict=True))
+            ]
+        )
+        if not len(bag):
+            raise InputError("a study shows some body", got="only air", remedy="Check the series' intensities and geometry.")
+        return bag
+
+
+@dataclass(frozen=True)
+class StudyBatch:
+    """Studies as a head sees them. `voxels`, `has_series` and `labels` are there only for heads that are dense.
+
+    `voxels` is padded to a common shape, a multiple of the patch; `labels` is -1 there.
+    """
+
+    tokens: Tokens
+    voxels: Float[Tensor, "batch series x y z"] | None
+    has_series: Bool[Tensor, "batch series"] | None
+    labels: Int[Tensor, "batch x y z"] | None
+    targets: tuple[dict[str, Target], ...]
+
+    def to(self, device: torch.device | str) -> StudyBatch:
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            tokens=self.tokens.to(device),
+            voxels=move(self.voxels),
+            has_series=move(self.has_series),
+            labels=move(self.labels),
+        )
+
+    @classmethod
+    def of(cls, samples: Sequence[StudySample], *, dense: bool) -> StudyBatch:
+        """Collate samples of any shape and number of series."""
+        tokens = Tokens.collate([sample.tokens() for sample in samples])
+        targets = tuple(sample.targets or {} for sample in samples)
+        if not dense:
+            return cls(tokens, None, None, None, targets)
+        padded = [pad_to_patches(sample.voxels) for sample in samples]
+        shape = [max(volume.shape[axis] for volume in padded) for axis in range(4)]
+        voxels = torch.zeros(len(samples), *shape)
+        has_series = torch.zeros(len(samples), shape[0], dtype=torch.bool)
+        for i, volume in enumerate(padded):
+            s, x, y, z = volume.shape
+            voxels[i, :s, :x, :y, :z] = volume
+            has_series[i, :s] = True
+        labels = None
+        if all(sample.labels is not None for sample in samples):
+            labels = torch.full((len(samples), *shape[1:]), -1)
+            for i, sample in enumerate(samples):
+                assert sample.labels is not None
+                x, y, z = sample.labels.shape
+                labels[i, :x, :y, :z] = sample.labels
+        return cls(tokens, voxels, has_series, labels, targets)
+
+
+@dataclass(frozen=True)
+class HeadReading:
+    """What a head says of one study: findings, and a label map on the reference series' own voxels if it makes one."""
+
+    findings: list[Finding]
+    labels: np.ndarray | None = None
+
+
+class Head(nn.Module):
+    """A head takes features and the batch to an output, compares it with the truth, and words it as findings.
+
+    `is_dense` heads get voxels beside tokens, and their recipe also trains norms and the patch embedding.
+    """
+
+    is_dense: bool
+
+    def __init__(self, encoder: EncoderConfig, config: Any):
+        super().__init__()
+
+    def forward(self, features: Features, batch: StudyBatch) -> Tensor:
+        raise NotImplementedError
+
+    def loss(self, output: Tensor, batch: StudyBatch) -> dict[str, Tensor]:
+        """Scalars with `loss`."""
+        raise NotImplementedError
+
+    def read(self, output: Tensor, prepared: PreparedStudy, *, source: str, mask_path: str | None) -> HeadReading:
+        """Findings of a batch of one; `source` names the model, `mask_path` is where the label map will be written."""
+        raise NotImplementedError
+
+    def refuse(self, *, source: str, why: str) -> list[Finding]:
+        """What `read` would have found, each as not assessed, and why."""
+        raise NotImplementedError
+
+    def score_case(self, output: Tensor, prepared: PreparedStudy, labels: np.ndarray | None, targets: dict[str, Target]) -> dict[str, float]:
+        """What is measured on one case with known truth; `labels` lie on the reference series' own voxels."""
+        raise NotImplementedError
+
+    def summarise(self, cases: Sequence[dict[str, float]]) -> dict[str, float]:
+        """Figures over cases. Called again on every bootstrap resample, so it must be a plain function of its cases."""
+        raise NotImplementedError
+
+
+class Scope(Config):
+    """What a model was fitted on; outside it a reading says 'not assessed' instead of guessing."""
+
+    contrasts: tuple[str, ...]
+    smallest_extent_mm: tuple[float, float, float]
+    largest_extent_mm: tuple[float, float, float]
+
+    SLACK: ClassVar[float] = 1.4  # how much smaller or larger a field of view may be than any the model was fitted on
+
+    @classmethod
+    def of(cls, studies: Sequence[PreparedStudy]) -> Scope:
+        extents = np.stack([study.grid.spacing_mm * study.grid.shape for study in studies])
+        contrasts = sorted({contrast for study in studies for contrast in study.contrasts})
+        return cls(
+            contrasts=tuple(contrasts),
+            smallest_extent_mm=tuple(extents.min(axis=0).tolist()),
+            largest_extent_mm=tuple(extents.max(axis=0).tolist()),
+        )
+
+    def objection(self, prepared: PreparedStudy) -> str | None:
+        """Why this study is outside, in words for a report; None when it is inside."""
+        extent = prepared.grid.spacing_mm * prepared.grid.shape
+        too_large = extent > self.SLACK * np.asarray(self.largest_extent_mm)
+        too_small = extent * self.SLACK < np.asarray(self.smallest_extent_mm)
+        if too_large.any() or too_small.any():
+            seen = " x ".join(f"{a:.0f}-{b:.0f}" for a, b in zip(self.smallest_extent_mm, self.largest_extent_mm, strict=True))
+            here = " x ".join(f"{n:.0f}" for n in extent)
+            return f"the model was fitted on fields of view of {seen} mm and this one is {here} mm"
+        unknown = set(prepared.contrasts) - {"unknown"}
+        if unknown and not unknown & set(self.contrasts) and self.contrasts != ("unknown",):
+            return f"the model was fitted on {', '.join(self.contrasts)} and this study has {', '.join(sorted(unknown))}"
+        return None
+
+
+class TaskConfig(Config):
+    """Everything that rebuilds a task model but its weights."""
+
+    name: str
+    encoder: EncoderConfig
+    head: SerializeAsAny[HeadConfig]
+    spacing_mm: tuple[float, float, float]
+    scope: Scope
+
+    @field_validator("head", mode="before")
+    @classmethod
+    def _by_kind(cls, value: object) -> object:
+        return parse_head(value) if isinstance(value, dict) else value
+
+
+class TaskModel(nn.Module):
+    """An encoder and a head. `forward` gives the loss, as the training loop asks; `output` gives what the head says."""
+
+    def __init__(self, encoder: nn.Module, head: Head):
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+        self.learning_rate_scales: dict[str, float] = {}
+
+    @classmethod
+    def build(cls, encoder: Encoder, head: HeadConfig) -> TaskModel:
+        return cls(encoder, head_module(head.kind).Head(encoder.config, head))
+
+    def forward(self, batch: StudyBatch) -> dict[str, Tensor]:
+        return self.head.loss(self.output(batch), batch)
+
+    def output(self, batch: StudyBatch) -> Tensor:
+        return self.head(self.encoder(batch.tokens), batch)
+
+    def learning_rate_scale(self, name: str) -> float:
+        """By the longest prefix of the weight's name in `learning_rate_scales`; 1 where none fits."""
+        fitting = [prefix for prefix in self.learning_rate_scales if name.startswith(prefix)]
+        return self.learning_rate_scales[max(fitting, key=len)] if fitting else 1.0
+
+    @torch.inference_mode()
+    def output_of(self, prepared: PreparedStudy) -> Tensor:
+        """The output for one whole study in one pass, on the model's device, as float32 on the CPU."""
+        batch = StudyBatch.of([StudySample.of(prepared)], dense=self.head.is_dense)
+        device = next(self.parameters()).device
+        self.eval()
+        return self.output(batch.to(device)).float().cpu()
+
+
+def save_task(folder: Path, model: TaskModel, config: TaskConfig, *, card: str, provenance: dict[str, Any]) -> None:
+    save_model_folder(folder, kind="task", config=config, state=model.state_dict(), card=card, provenance=provenance)
+
+
+def default_models() -> list[Path]:
+    """The task folders used when none is named: those under $LARMOR_MODELS, or where `make demo` puts them."""
+    root = Path(os.environ.get("LARMOR_MODELS", "runs/demo/models"))
+    return sorted(file.parent for file in root.glob("*/config.json"))
+
+
+def load_task(folder: Path) -> tuple[TaskModel, TaskConfig, str]:
+    """A task folder's model, its config, and the hash of its weights; strict, as every model folder."""
+    loaded = load_model_folder(folder, kind="task", config=TaskConfig)
+    model = TaskModel.build(Encoder(loaded.config.encoder), loaded.config.head)
+    loaded.fill(model)
+    return model.eval(), loaded.config, loaded.weights_sha256

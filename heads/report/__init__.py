@@ -1,0 +1,34 @@
+"""The drafted report: sentences that each name the findings they word, whoever wrote them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Section = Literal["Technique", "Findings", "Impression", "Limits"]
+SECTIONS: tuple[Section, ...] = get_args(Section)
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One checkable statement, on one line. It cites the findings that it words; without any, it states none."""
+
+    section: Section
+    text: str
+    finding_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A report that a clinician has yet to check, sentence by sentence."""
+
+    sentences: tuple[Sentence, ...]
+
+    def section(self, name: Section) -> tuple[Sentence, ...]:
+        return tuple(sentence for sentence in self.sentences if sentence.section == name)
+
+    @property
+    def text(self) -> str:
+        """The whole draft as plain text, one sentence a line under its section's name."""
+        sections = ((name, self.section(name)) for name in SECTIONS)
+        return "\n\n".join("\n".join([name, *(one.text for one in found)]) for name, found in sections if found)

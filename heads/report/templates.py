@@ -1,0 +1,179 @@
+"""The report in plain templates: no model, no choice of words, nothing that is not in the findings.
+
+    for sentence in draft(reading).sentences: ...
+
+Also what a decoder's sentence is replaced by when the verifier turns it down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from foundation.findings import Finding, Measurement, Reading, SeriesSummary
+from heads.report import Draft, Section, Sentence
+
+NOT_A_DEVICE = (
+    "This is a draft from software that is not a medical device; a clinician must check it against the images."
+)
+ACQUISITION_WORDS = {
+    "echo_time_ms": "echo time {} ms",
+    "repetition_time_ms": "repetition time {} ms",
+    "inversion_time_ms": "inversion time {} ms",
+    "flip_angle_deg": "flip angle {}°",
+    "field_strength_t": "{} T",
+    "vendor": "{}",
+}
+
+
+def draft(reading: Reading) -> Draft:
+    """Every finding is in a sentence, every number from a finding; the last sentence says that this is a draft."""
+    groups = _groups(reading.findings)
+    sentences = [*_technique(reading), *_findings(reading, groups), *_impression(groups), *_limits(reading)]
+    return Draft(tuple(sentences))
+
+
+def format_number(value: float) -> str:
+    """Three digits, as segmentations are not more exact than that, and never 0 for something that is there."""
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size < 0.001:
+        return f"{value:.1g}"
+    return f"{value:.{3 if size < 0.1 else 2 if size < 10 else 1 if size < 100 else 0}f}"
+
+
+# ------------------------------------------------------------------------------------------------ sections
+
+
+def _technique(reading: Reading) -> Iterator[Sentence]:
+    for series in reading.series:
+        yield _sentence("Technique", _series_words(series))
+    names = ", ".join(model.name for model in reading.models)
+    yield _sentence("Technique", f"Models used: {names}." if names else "No model was used.")
+
+
+def _series_words(series: SeriesSummary) -> str:
+    shape = " × ".join(str(length) for length in series.shape)
+    spacing = " × ".join(f"{step:.3g}" for step in series.spacing_mm)
+    known = [
+        words.format(value if isinstance(value, str) else f"{value:.4g}")
+        for name, words in ACQUISITION_WORDS.items()
+        if (value := series.acquisition.get(name)) is not None
+    ]
+    contrast = "contrast unknown" if series.contrast == "unknown" else series.contrast
+    return (
+        f"Series {series.name or 'without a name'}: {', '.join([contrast, f'{shape} voxels of {spacing} mm', *known])}."
+    )
+
+
+def _findings(reading: Reading, groups: Sequence[Sequence[Finding]]) -> Iterator[Sentence]:
+    if not groups:
+        what = "the models used returned no finding" if reading.models else "no model was used"
+        yield _sentence("Findings", f"No structures were assessed: {what}.")
+    for group in groups:
+        name = group[0].name
+        yield _sentence("Findings", f"{_capital(name)}: {_group_words(group)}.", group)
+
+
+def _impression(groups: Sequence[Sequence[Finding]]) -> Iterator[Sentence]:
+    """What is there and abnormal, what might be, what was not assessed. Nothing found is never called normal."""
+    findings = [finding for group in groups for finding in group]
+    assessed = [finding for finding in findings if finding.presence != "not_assessed"]
+    if not assessed:
+        yield _sentence("Impression", "Nothing was assessed, so nothing is excluded.", findings)
+        return
+    is_any = False
+    for group in groups:
+        for presence, words in (("present", "Abnormal"), ("uncertain", "Possibly abnormal")):
+            found = [finding for finding in group if finding.is_abnormal and finding.presence == presence]
+            if found:
+                is_any = True
+                yield _sentence("Impression", f"{words}: {found[0].name}, {_group_words(found)}.", found)
+    if not is_any:
+        yield _sentence("Impression", "No finding was assessed as abnormal by the models used.", assessed)
+    if not any(finding.is_abnormal for finding in assessed):
+        text = "The models used measured anatomy and looked for no abnormality, so none is excluded."
+        yield _sentence("Impression", text, assessed)
+    for group in groups:
+        missing = [finding for finding in group if finding.presence == "not_assessed"]
+        if missing:
+            reasons = sorted({finding.note or "no reason was given" for finding in missing})
+            text = f"Not assessed: {missing[0].name} ({'; '.join(reasons)})."
+            yield _sentence("Impression", text, missing)
+
+
+def _limits(reading: Reading) -> Iterator[Sentence]:
+    for series in reading.series:
+        if not series.side_is_known:
+            name = series.name or "without a name"
+            yield _sentence("Limits", f"Series {name} does not say which side is right; no side is named from it.")
+    if any(finding.probability is not None and not finding.is_calibrated for finding in reading.findings):
+        yield _sentence(
+            "Limits", "A probability marked as not calibrated is a score, not how often the model is right."
+        )
+    for warning in reading.warnings:
+        text = warning.strip()
+        yield _sentence("Limits", text if text.endswith((".", "!", "?")) else f"{text}.")
+    yield _sentence("Limits", NOT_A_DEVICE)
+
+
+# ------------------------------------------------------------------------------------------------ words
+
+
+def _groups(findings: Sequence[Finding]) -> list[list[Finding]]:
+    """Findings that one sentence words together: neighbours of one name, one source and one series, as a pair is."""
+
+    def key(finding: Finding) -> tuple[str, str, str | None]:
+        return finding.source, finding.name, finding.evidence.series if finding.evidence else None
+
+    return [list(group) for _, group in groupby(findings, key)]
+
+
+def _group_words(group: Sequence[Finding]) -> str:
+    """One clause per finding; what is shared by a pair is said once, at the end."""
+    clauses = [_clause(finding) for finding in group]
+    asymmetry = group[0].measured("asymmetry")
+    if len(group) > 1 and asymmetry is not None:
+        larger = "equal" if asymmetry == 0 else "right larger" if asymmetry > 0 else "left larger"
+        clauses.append(f"asymmetry {format_number(abs(asymmetry))} % ({larger})")
+    return "; ".join(clauses)
+
+
+def _clause(finding: Finding) -> str:
+    """'right 3.42 ml', 'left not found', 'not assessed (no T2w series)', 'present, probability 0.83, calibrated'."""
+    side = f"{finding.side} " if finding.side in ("right", "left", "bilateral") else ""
+    if finding.presence == "not_assessed":
+        return f"{side}not assessed ({finding.note or 'no reason was given'})"
+    volume = finding.measured("volume")
+    amount = "" if volume is None else f"{format_number(volume)} ml"
+    if finding.presence == "present":
+        words = amount or "present"
+    elif finding.presence == "absent":
+        words = f"not found ({amount})" if volume else "not found"
+    else:
+        words = f"uncertain ({amount})" if volume else "uncertain"
+    parts = [f"{side}{words}"]
+    if finding.probability is not None:
+        calibrated = "calibrated" if finding.is_calibrated else "not calibrated"
+        parts.append(f"probability {finding.probability:.2f}, {calibrated}")
+    parts += [_measured(one) for one in finding.measurements if one.name not in ("volume", "asymmetry")]
+    if finding.side == "not_assessed" and finding.note:
+        parts.append(f"side not assessed ({finding.note})")
+    elif finding.note:
+        parts.append(finding.note)
+    return ", ".join(parts)
+
+
+def _measured(measurement: Measurement) -> str:
+    unit = "" if measurement.unit == "1" else f" {measurement.unit}"
+    return f"{measurement.name} {format_number(measurement.value)}{unit}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _sentence(section: Section, text: str, findings: Sequence[Finding] = ()) -> Sentence:
+    """Names and notes come from files: whatever they hold, a sentence is one line."""
+    return Sentence(section, " ".join(text.split()), tuple(finding.id for finding in findings))

@@ -1,0 +1,183 @@
+"""Segmentation: a label for every voxel, of any number of structures, from any number of series, in one pass.
+
+The encoder's 8-voxel patches are too coarse for edges, so a small convolutional stem looks at full resolution, and a decoder
+brings the two together (as in UNETR, Hatamizadeh et al. 2022, but with the stem on the voxels themselves). The stem reads
+each series alone and its maps are averaged, so a missing series changes nothing but what is known.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Literal, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from monai.losses.dice import DiceCELoss
+from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+from monai.metrics.meandice import compute_dice
+from torch import Tensor, nn
+
+from foundation.encoder import EncoderConfig, Features
+from foundation.findings import Finding, Structure, measure_structures, not_assessed
+from foundation.preprocess import PreparedStudy, find_body
+from foundation.registry import KindConfig
+from foundation.tokens import PATCH, Tokens
+from heads import base
+from heads.base import HeadReading, StudyBatch, Target
+
+
+class Config(KindConfig):
+    """`structures` are the values of the label map; `channels` are the stem's at full, half and quarter resolution."""
+
+    kind: Literal["segmentation"] = "segmentation"
+    structures: tuple[Structure, ...]
+    channels: tuple[int, int, int] = (8, 16, 32)
+    bottleneck: int = 64
+
+
+class LabelMapHead(base.Head):
+    """Everything of a segmentation head but the network: its output is `(batch, classes, x, y, z)` scores on the batch's grid."""
+
+    is_dense = True
+
+    def __init__(self, encoder: EncoderConfig, config: Config):
+        super().__init__(encoder, config)
+        self.config = config
+        self._loss = DiceCELoss(include_background=False, softmax=True, batch=True)
+
+    def loss(self, output: Tensor, batch: StudyBatch) -> dict[str, Tensor]:
+        """Dice plus cross-entropy; voxels of padding (label -1) count as background, which they are."""
+        assert batch.labels is not None
+        truth = nn.functional.one_hot(batch.labels.clamp(min=0), output.shape[1]).movedim(-1, 1)
+        return {"loss": self._loss(output.float(), truth.float())}
+
+    def labels_of(self, output: Tensor, prepared: PreparedStudy) -> np.ndarray:
+        """The label map on the reference series' own voxels, int16."""
+        x, y, z = prepared.grid.shape
+        classes = prepared.labels_from_grid(output[0, :, :x, :y, :z].softmax(dim=0))
+        values = np.asarray([0, *(structure.value for structure in self.config.structures)], dtype=np.int16)
+        return values[classes]
+
+    def classes_of(self, labels: np.ndarray) -> np.ndarray:
+        """Label values as class indices 0..K; values that are no structure of ours become background."""
+        classes = np.zeros(labels.shape, dtype=np.int16)
+        for index, structure in enumerate(self.config.structures, start=1):
+            classes[labels == structure.value] = index
+        return classes
+
+    def refuse(self, *, source: str, why: str) -> list[Finding]:
+        return not_assessed(self.config.structures, source=source, why=why)
+
+    def read(self, output: Tensor, prepared: PreparedStudy, *, source: str, mask_path: str | None) -> HeadReading:
+        labels = self.labels_of(output, prepared)
+        reference = prepared.study.reference
+        findings = measure_structures(
+            labels, reference, self.config.structures, body=find_body(reference), mask_path=mask_path, source=source
+        )
+        return HeadReading(findings, labels)
+
+    def score_case(
+        self, output: Tensor, prepared: PreparedStudy, labels: np.ndarray | None, targets: dict[str, Target]
+    ) -> dict[str, float]:
+        """Dice and 95th percentile Hausdorff distance in mm of each structure, on the reference series' own voxels."""
+        assert labels is not None
+        return score_labels(self.labels_of(output, prepared), labels, self.config.structures, prepared.study.reference.spacing_mm)
+
+    def summarise(self, cases: Sequence[dict[str, float]]) -> dict[str, float]:
+        """Means over cases; a distance that does not exist (an empty mask) is left out of its mean and counted."""
+        summary = {}
+        for name in cases[0]:
+            values = np.asarray([case[name] for case in cases])
+            there = np.isfinite(values)
+            summary[name] = float(values[there].mean()) if there.any() else float("nan")
+        return summary
+
+
+class Head(LabelMapHead):
+    """Full-resolution stem, token features at an eighth, and a decoder that joins them."""
+
+    def __init__(self, encoder: EncoderConfig, config: Config):
+        super().__init__(encoder, config)
+        full, half, quarter = config.channels
+        self.stem = nn.ModuleList(
+            [conv_block(1, full), conv_block(full, half, stride=2), conv_block(half, quarter, stride=2)]
+        )
+        self.project = nn.Linear(encoder.width, config.bottleneck)
+        self.air = nn.Parameter(torch.zeros(config.bottleneck))
+        widths = (config.bottleneck, quarter, half, full)
+        self.up = nn.ModuleList(nn.ConvTranspose3d(deep, fine, kernel_size=2, stride=2) for deep, fine in pairwise(widths))
+        self.merge = nn.ModuleList(conv_block(2 * fine, fine) for fine in widths[1:])
+        self.classify = nn.Conv3d(full, 1 + len(config.structures), kernel_size=1)
+
+    def forward(self, features: Features, batch: StudyBatch) -> Float[Tensor, "batch classes x y z"]:
+        assert batch.voxels is not None and batch.has_series is not None
+        details = self._details(batch.voxels, batch.has_series)
+        x = self._lay_out(self.project(features.tokens), batch.tokens, batch.voxels.shape[2:])
+        for up, merge, detail in zip(self.up, self.merge, reversed(details), strict=True):
+            x = merge(torch.cat([up(x), detail], dim=1))
+        return self.classify(x)
+
+    def _details(self, voxels: Tensor, has_series: Tensor) -> list[Tensor]:
+        """The stem's maps at full, half and quarter resolution, averaged over the series that are there."""
+        x = voxels.flatten(0, 1)[:, None]
+        weight = has_series.float() / has_series.sum(dim=1, keepdim=True)
+        maps = []
+        for block in self.stem:
+            x = block(x)
+            by_series = x.unflatten(0, has_series.shape)
+            maps.append((by_series * weight[:, :, None, None, None, None].to(x.dtype)).sum(dim=1))
+        return maps
+
+    def _lay_out(self, x: Float[Tensor, "batch tokens c"], tokens: Tokens, shape: Sequence[int]) -> Float[Tensor, "batch c i j k"]:
+        """Token features at their cells, averaged over series; a learned vector where there is only air."""
+        i, j, k = (n // PATCH for n in shape)
+        flat = (tokens.cell[..., 0] * j + tokens.cell[..., 1]) * k + tokens.cell[..., 2]
+        real = tokens.is_real[..., None].to(x.dtype)
+        total = x.new_zeros(len(x), i * j * k, x.shape[-1]).scatter_add(1, flat[..., None].expand_as(x), x * real)
+        number = x.new_zeros(len(x), i * j * k, 1).scatter_add(1, flat[..., None], real)
+        grid = torch.where(number > 0, total / number.clamp(min=1), self.air.to(x.dtype))
+        return grid.transpose(1, 2).unflatten(2, (i, j, k))
+
+
+def score_labels(
+    predicted: np.ndarray, truth: np.ndarray, structures: Sequence[Structure], spacing_mm: np.ndarray
+) -> dict[str, float]:
+    """`dice`, its mean over structures first, and `hd95_mm` of each structure. Two empty masks agree: Dice 1.
+
+    HD95 is not a number where exactly one of the masks is empty.
+    """
+    values = [structure.value for structure in structures]
+    one_hot = [torch.from_numpy(np.stack([volume == value for value in values]))[None] for volume in (predicted, truth)]
+    box = _bounding_box(one_hot[0] | one_hot[1])
+    guess, real = (mask[box] for mask in one_hot)
+    dice = compute_dice(guess, real, ignore_empty=False)[0]
+    distance = compute_hausdorff_distance(guess, real, include_background=True, percentile=95, spacing=spacing_mm.tolist())[0]
+    scores = {"dice": float(dice.mean())}
+    for index, structure in enumerate(structures):
+        scores[f"dice {structure.name}"] = float(dice[index])
+        both_empty = not guess[0, index].any() and not real[0, index].any()
+        hd95 = 0.0 if both_empty else float(distance[index])
+        scores[f"hd95_mm {structure.name}"] = hd95 if np.isfinite(hd95) else float("nan")
+    return scores
+
+
+def _bounding_box(mask: Tensor) -> tuple[slice, ...]:
+    """Slices of a `(1, classes, x, y, z)` mask around what is set, with a voxel to spare; everything if nothing is."""
+    where = mask.any(dim=1)[0].nonzero()
+    if not len(where):
+        return (slice(None),) * 5
+    low, high = where.amin(dim=0).tolist(), where.amax(dim=0).tolist()
+    return (slice(None), slice(None), *(slice(max(0, a - 1), b + 2) for a, b in zip(low, high, strict=True)))
+
+
+def conv_block(num_in: int, num_out: int, *, stride: int = 1) -> nn.Sequential:
+    """Two 3 x 3 x 3 convolutions, each normalised per volume and channel; the first may halve the resolution."""
+    return nn.Sequential(
+        nn.Conv3d(num_in, num_out, kernel_size=3, stride=stride, padding=1, bias=False),
+        nn.InstanceNorm3d(num_out, affine=True),
+        nn.LeakyReLU(0.01, inplace=True),
+        nn.Conv3d(num_out, num_out, kernel_size=3, padding=1, bias=False),
+        nn.InstanceNorm3d(num_out, affine=True),
+        nn.LeakyReLU(0.01, inplace=True),
+    )

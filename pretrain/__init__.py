@@ -1,0 +1,1 @@
+"""Self-supervised pretraining: `accelerate launch -m pretrain CONFIG key=value ...`."""

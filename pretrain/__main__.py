@@ -1,0 +1,121 @@
+"""Pretrain an encoder on the studies of a manifest.
+
+    accelerate launch -m pretrain configs/pretrain/tiny.yaml manifest=collection/manifest.jsonl training.steps=2000
+
+Writes into `folder`: the resolved config, metrics.jsonl, checkpoints, the model folder `model/`, a loss curve and a picture
+of a reconstruction. The same command continues a run that was stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Sequence
+
+import numpy as np
+import torch
+
+from foundation.config import load_config, save_config
+from foundation.encoder import Encoder
+from foundation.errors import InputError
+from foundation.figures import plot_curves, plot_reconstruction
+from foundation.reading.collection import read_manifest
+from foundation.tokens import PATCH, Tokens, from_patches
+from foundation.training import TrainingResult, make_accelerator, seeded, software_versions, train
+from pretrain.config import PretrainConfig
+from pretrain.objectives import objective_module
+from pretrain.samples import MaskedStudies, Ready, box_tokens
+
+USAGE = "usage: accelerate launch -m pretrain CONFIG.yaml [key=value ...]"
+
+
+def main(arguments: Sequence[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"{__doc__}\n{USAGE}")
+        return 0 if arguments else 2
+    try:
+        pretrain(load_config(PretrainConfig, arguments[0], arguments[1:]))
+    except InputError as error:
+        print(f"pretrain: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def pretrain(config: PretrainConfig) -> Path:
+    """Run one pretraining; return the model folder."""
+    collection = read_manifest(config.manifest)
+    rows = [row for row in collection.rows if config.splits is None or row.split in config.splits]
+    if not rows:
+        got = f"none with split in {list(config.splits or ())}"
+        raise InputError("pretraining has studies", got=got, remedy="Set splits, or splits=null for all.", file=config.manifest)
+    dataset = MaskedStudies(rows, collection.root, config.crop)
+    torch.manual_seed(config.training.seed)
+    encoder = Encoder(config.encoder)
+    objective = objective_module(config.objective.kind).Objective(encoder, config.objective)
+    accelerator = make_accelerator(config.training.precision)
+    if accelerator.is_main_process:
+        save_config(config, config.folder / "config.yaml")
+    result = train(objective, dataset, config.training, config.folder, label="pretrain", accelerator=accelerator)
+    model_folder = config.folder / "model"
+    if accelerator.is_main_process:
+        provenance = {
+            "versions": software_versions(),
+            "data": {"manifest": str(config.manifest), "fingerprint": collection.fingerprint(), "studies": len(rows)},
+            "config": config.model_dump(mode="json"),
+        }
+        encoder.save(model_folder, card=_card(config, len(rows), result), provenance=provenance)
+        plot_curves(config.folder / "loss.png", result.records, ["loss"])
+        picture = config.folder / "reconstruction.png"
+        _plot_reconstruction(objective.to("cpu").eval(), dataset.study(0), config, picture)
+        for path in (model_folder, config.folder / "metrics.jsonl", config.folder / "loss.png", picture):
+            print(f"wrote {path}")
+    accelerator.wait_for_everyone()
+    return model_folder
+
+
+def _card(config: PretrainConfig, num_studies: int, result: TrainingResult) -> str:
+    loss = result.records[-1]["loss"]
+    return (
+        f"# Larmor encoder ({config.size})\n\n"
+        f"Pretrained by {config.objective.kind.replace('_', ' ')} on {num_studies} studies of `{config.manifest}` for "
+        f"{config.training.steps} steps of {config.training.batch_size} boxes; last loss {loss:.3f}, "
+        f"{result.seconds:.0f} s in the last session.\n\n"
+        "It has no head: it says nothing of a patient by itself. Not a medical device.\n"
+    )
+
+
+@torch.no_grad()
+def _plot_reconstruction(objective: torch.nn.Module, study: Sequence[Ready], config: PretrainConfig, path: Path) -> None:
+    """One box of the first series: as it is, what was seen of it, and what the model made of the rest.
+
+    The model predicts standardised patches; the true mean and spread of each patch are put back for the eye.
+    """
+    bag = box_tokens(study[:1], np.random.default_rng(config.training.seed), config.crop)
+    order = torch.randperm(len(bag), generator=seeded(config.training.seed))
+    num_visible = max(1, round(config.crop.visible_fraction * len(bag)))
+    visible, targets = bag.take(order[None, :num_visible]), bag.take(order[None, num_visible:])
+    predicted = objective.reconstruct(visible, targets).float()  # pyright: ignore[reportCallIssue]
+    variance, mean = torch.var_mean(targets.patches, dim=-1, keepdim=True, correction=0)
+    x, y, z = (int(n) + 1 for n in bag.cell[0].amax(dim=0))
+    cells = (x, y, z)
+    nothing = float("nan")
+
+    def lay(tokens: Tokens, patches: torch.Tensor, volume: torch.Tensor) -> torch.Tensor:
+        flat = np.ravel_multi_index(tuple(tokens.cell[0].T.numpy()), cells)
+        volume[flat] = patches[0]
+        return volume
+
+    empty = torch.full((x * y * z, bag.patches.shape[-1]), nothing)
+    truth = lay(bag, bag.patches, empty.clone())
+    seen = lay(visible, visible.patches, empty.clone())
+    made = lay(targets, predicted * variance.sqrt() + mean, seen.clone())
+    middle = z * PATCH // 2
+    panels = [
+        (title, np.rot90(from_patches(patches, cells)[:, :, middle].numpy()))  # anterior up
+        for title, patches in (("measured", truth), ("visible", seen), ("reconstructed", made))
+    ]
+    plot_reconstruction(path, panels)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,51 @@
+"""What a pretraining run is. The defaults are a smoke run on two CPU cores; a YAML file lists only what differs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, SerializeAsAny, field_validator
+
+from foundation.config import Config
+from foundation.encoder import EncoderConfig, Size
+from foundation.training import TrainingConfig
+from pretrain.objectives import ObjectiveConfig, parse_objective
+
+
+class CropConfig(Config):
+    """What one sample shows: a box of about `voxels` along each edge, at a spacing drawn anew each time.
+
+    The spacing is log-uniform in `spacing_mm`; with probability `anisotropic` one axis is up to three times coarser, as in
+    clinical slices. Of the box's real tokens at most `max_tokens` are used: `visible_fraction` of them are seen and up to
+    `max_targets` of the rest are predicted.
+    """
+
+    voxels: int = 64
+    spacing_mm: tuple[float, float] = (0.8, 3.0)
+    anisotropic: float = 0.3
+    max_tokens: int = 512
+    visible_fraction: float = 0.3
+    max_targets: int = 192
+    hide_series: float = 0.3
+
+
+class PretrainConfig(Config):
+    """`splits` names the rows of the manifest that are used; None takes every row."""
+
+    manifest: Path
+    folder: Path = Path("runs/pretrain")
+    splits: tuple[str, ...] | None = ("pretrain",)
+    size: Size = "tiny"
+    drop_path: float = 0.0
+    objective: SerializeAsAny[ObjectiveConfig] = Field(default_factory=lambda: parse_objective({"kind": "masked_autoencoding"}))
+    crop: CropConfig = CropConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _by_kind(cls, value: object) -> object:
+        return parse_objective(value) if isinstance(value, dict) else value
+
+    @property
+    def encoder(self) -> EncoderConfig:
+        return EncoderConfig.of_size(self.size, drop_path=self.drop_path)

@@ -1,0 +1,1 @@
+"""The product: the `larmor` command, the reading pipeline and the page."""

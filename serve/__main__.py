@@ -1,0 +1,98 @@
+"""The `larmor` command.
+
+Each subcommand is a function found by name when it is asked for and called with its arguments by keyword. So `larmor
+--help` imports nothing slow, and one stage can be started from here without serve importing it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from foundation.errors import InputError
+
+COMMANDS = {
+    "read": "serve.pipeline:read_to_folder",
+    "evaluate": "finetune.evaluate:evaluate_to_folder",
+    "serve": "serve.app:launch",
+    "doctor": "serve.doctor:main",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code: 0 done, 1 the command says so, 2 the input was wrong, 130 interrupted."""
+    arguments = vars(_parser().parse_args(argv))
+    try:
+        command = arguments.pop("command")
+        _check_paths(arguments)
+        result = _load(COMMANDS[command])(**arguments)
+    except InputError as error:
+        print(f"larmor: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return result if isinstance(result, int) else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="larmor", description="Read MRI studies, evaluate models, open the page.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, help: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
+
+    read = command("read", "read one study; writes masks, findings and the drafted report into OUT")
+    read.add_argument(
+        "study", type=Path, metavar="STUDY", help="a NIfTI file, a folder of one visit's, or manifest.jsonl#SUBJECT"
+    )
+    read.add_argument("out", type=Path, metavar="OUT", help="the folder to write into; made if absent")
+    _add_models(read)
+
+    evaluate = command("evaluate", "score a model on labelled studies; writes metrics with intervals into OUT")
+    evaluate.add_argument("task", metavar="TASK", help="a task's name, as under configs/finetune/")
+    evaluate.add_argument(
+        "manifest", type=Path, metavar="MANIFEST", help="the file that lists the studies and their labels"
+    )
+    evaluate.add_argument("out", type=Path, metavar="OUT", help="the folder to write into; made if absent")
+    evaluate.add_argument("--model", type=Path, metavar="DIR", help="a model folder made by finetune")
+    evaluate.add_argument("--split", default="test", help="which of the manifest's splits (default: %(default)s)")
+
+    serve = command("serve", "open the page; writes only what is exported or signed there")
+    _add_models(serve)
+    serve.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)"
+    )
+    serve.add_argument("--port", type=int, default=7860, help="port to listen on (default: %(default)s)")
+
+    command("doctor", "say what this machine has and how to mend what is wrong; writes nothing")
+    return parser
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", dest="models", type=Path, action="append", default=[], metavar="DIR",
+        help="a model folder made by finetune; repeat for several",
+    )  # fmt: skip
+
+
+def _check_paths(arguments: dict[str, Any]) -> None:
+    """Complain about a path before anything slow is imported."""
+    if "manifest" in arguments and not (path := arguments["manifest"]).exists():
+        raise InputError("the manifest exists", got=path, remedy="Give the path of an existing one.")
+    for folder in [arguments.get("model"), *arguments.get("models", [])]:
+        if folder is not None and not (folder / "config.json").is_file():
+            remedy = "Give a folder that finetune wrote."
+            raise InputError("a model is a folder that holds config.json", got=folder, remedy=remedy)
+
+
+def _load(target: str) -> Callable[..., object]:
+    module, function = target.split(":")
+    return getattr(import_module(module), function)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""From a study to a reading: the only path, for the command line and the page alike.
+
+    larmor read scan.nii.gz out --model runs/demo/models/structures
+
+Every model runs on the study, or says why it does not; what they find becomes typed findings; templates word the findings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Sequence
+
+import numpy as np
+
+from foundation.errors import InputError
+from foundation.figures import png_bytes, three_planes
+from foundation.files import write_folder_aside
+from foundation.findings import Finding, ModelUsed, Reading, SeriesSummary, Structure
+from foundation.preprocess import prepare_study
+from foundation.reading.collection import study_from_path
+from foundation.reading.nifti import write_labels
+from foundation.study import Series, Study
+from heads.base import TaskConfig, TaskModel, default_models, load_task
+from heads.report import Draft
+from heads.report.templates import draft
+from serve.render import Picture, render_html, render_markdown
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A task model and what a reading must say of it."""
+
+    model: TaskModel
+    config: TaskConfig
+    folder: Path
+    weights_sha256: str
+
+    @classmethod
+    def load(cls, folder: Path) -> LoadedModel:
+        model, config, weights_sha256 = load_task(folder)
+        return cls(model, config, folder, weights_sha256)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A label map on the reference series' own voxels, and what its values mean."""
+
+    labels: np.ndarray
+    structures: tuple[Structure, ...]
+
+
+@dataclass(frozen=True)
+class StudyReading:
+    """A reading with everything that is shown beside it. `masks` is keyed by path relative to the reading's folder."""
+
+    study: Study
+    reading: Reading
+    draft: Draft
+    masks: dict[str, Mask]
+
+    def pictures(self) -> list[Picture]:
+        """Three planes of the reference series under each mask, or bare where no model made one."""
+        reference = self.study.reference
+        if not self.masks:
+            return [_picture(reference, "images.png", f"{_title(reference)}; no structure was outlined.")]
+        return [
+            _picture(reference, f"{Path(name).name.removesuffix('.nii.gz')}.png", f"{_title(reference)} with what the model outlined.", mask)
+            for name, mask in self.masks.items()
+        ]
+
+
+def load_models(folders: Sequence[Path]) -> list[LoadedModel]:
+    """The models of these folders, or the default ones when none is named."""
+    models = [LoadedModel.load(folder) for folder in folders or default_models()]
+    names = [loaded.config.name for loaded in models]
+    if len(set(names)) < len(names):
+        raise InputError("each model has its own name", got=", ".join(names), remedy="Name each model once.")
+    return models
+
+
+def read_study(study: Study, models: Sequence[LoadedModel]) -> StudyReading:
+    """Let every model look at the study. A model that was not made for such a study is not asked: its findings say so."""
+    findings: list[Finding] = []
+    masks: dict[str, Mask] = {}
+    for loaded in models:
+        head, name = loaded.model.head, loaded.config.name
+        prepared = prepare_study(study, loaded.config.spacing_mm)
+        objection = loaded.config.scope.objection(prepared)
+        if objection:
+            findings += head.refuse(source=name, why=objection)
+            continue
+        path = f"masks/{name}.nii.gz" if head.is_dense else None
+        said = head.read(loaded.model.output_of(prepared), prepared, source=name, mask_path=path)
+        findings += said.findings
+        if path is not None and said.labels is not None:
+            masks[path] = Mask(said.labels, loaded.config.head.structures)  # pyright: ignore[reportAttributeAccessIssue]
+    reading = Reading(
+        subject=study.subject,
+        session=study.session,
+        series=tuple(SeriesSummary.of(series) for series in study.series),
+        findings=tuple(findings),
+        models=tuple(
+            ModelUsed(name=one.config.name, weights_sha256=one.weights_sha256, card=str(one.folder / "card.md")) for one in models
+        ),
+        warnings=tuple(_warnings(study)),
+    )
+    return StudyReading(study, reading, draft(reading), masks)
+
+
+def read_to_folder(study: Path, out: Path, models: Sequence[Path]) -> None:
+    """The `larmor read` command: reading.json, report.md, report.html, pictures/ and masks/ appear in `out` together."""
+    if out.exists() and any(out.iterdir()) and not (out / "reading.json").is_file():
+        raise InputError("OUT is a new folder or an earlier reading", got=out, remedy="Name another folder; nothing was written.")
+    loaded = load_models(models)
+    if not loaded:
+        print("No model was named and none is in runs/demo/models: nothing in the images is assessed. `make demo` makes one.")
+    result = read_study(study_from_path(study), loaded)
+    save_reading(result, out)
+    for path in sorted(file for file in out.rglob("*") if file.is_file()):
+        print(f"wrote {path}")
+
+
+def save_reading(result: StudyReading, out: Path) -> None:
+    """Write a reading's folder, whole or not at all."""
+    with write_folder_aside(out) as folder:
+        pictures = result.pictures()
+        result.reading.save(folder / "reading.json")
+        for picture in pictures:
+            (folder / picture.file).parent.mkdir(exist_ok=True)
+            (folder / picture.file).write_bytes(picture.png)
+        for name, mask in result.masks.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            write_labels(folder / name, mask.labels, result.study.reference)
+        (folder / "report.md").write_text(render_markdown(result.reading, result.draft, pictures), encoding="utf-8")
+        (folder / "report.html").write_text(render_html(result.reading, result.draft, pictures), encoding="utf-8")
+
+
+def _picture(series: Series, name: str, caption: str, mask: Mask | None = None) -> Picture:
+    labels, structures = (None, None) if mask is None else (mask.labels, mask.structures)
+    return Picture(f"pictures/{name}", caption, png_bytes(three_planes(series, labels, structures=structures)))
+
+
+def _title(series: Series) -> str:
+    return f"Axial, coronal and sagittal planes of {series.name or 'the first series'} ({series.contrast})"
+
+
+def _warnings(study: Study) -> list[str]:
+    """What a reader must know of the images themselves before believing anything said about them."""
+    warnings = []
+    for series in study.series:
+        name = series.name or "a series"
+        if not series.side_is_known:
+            warnings.append(f"{name} does not say how its axes lie in the patient: left and right are not named.")
+        if series.contrast == "unknown":
+            warnings.append(f"The contrast of {name} is not known.")
+        if (thickest := series.spacing_mm.max()) > 3.5:
+            warnings.append(f"{name} has voxels {thickest:.1f} mm thick: small things can be missed.")
+    return warnings

@@ -1,0 +1,117 @@
+"""A reading and its draft as pages for people: markdown, and one HTML file that needs nothing else.
+
+Subjects, series and notes come from files and may hold anything: both renderers show such text and never obey it.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from foundation.findings import Finding, Reading
+from heads.report import SECTIONS, Draft
+from heads.report.templates import NOT_A_DEVICE, format_number
+
+BANNER = "Draft. Not a medical device."
+PRESENCE_WORDS = {"present": "present", "absent": "not found", "uncertain": "uncertain", "not_assessed": "not assessed"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG for the report; `file` is its path relative to the reading's folder, which markdown links."""
+
+    file: str
+    caption: str
+    png: bytes
+
+    @property
+    def data_uri(self) -> str:
+        return f"data:image/png;base64,{b64encode(self.png).decode('ascii')}"
+
+
+def render_markdown(reading: Reading, draft: Draft, pictures: Sequence[Picture]) -> str:
+    """The report for a `report.md` beside the reading and its pictures."""
+    lines = [
+        f"# Report on {markdown_escaped(_study_name(reading))}",
+        f"> **{BANNER}** {NOT_A_DEVICE}",
+    ]
+    for section in SECTIONS:
+        found = draft.section(section)
+        if found:
+            lines += [f"## {section}", "\n".join(f"- {markdown_escaped(sentence.text)}" for sentence in found)]
+    if reading.findings:
+        rows = [" | ".join(markdown_escaped(cell) for cell in _cells(finding)) for finding in reading.findings]
+        header = " | ".join(COLUMNS)
+        rule = " | ".join("---" for _ in COLUMNS)
+        lines += ["## Table of findings", "\n".join(f"| {row} |" for row in [header, rule, *rows])]
+    for picture in pictures:
+        caption = markdown_escaped(picture.caption)
+        lines += [f"![{caption}]({quote(picture.file)})", caption]
+    lines.append(markdown_escaped(_colophon(reading)))
+    return "\n\n".join(lines) + "\n"
+
+
+def render_html(reading: Reading, draft: Draft, pictures: Sequence[Picture]) -> str:
+    """The report as one file: pictures inside, no script, nothing fetched."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html").render(
+        banner=BANNER,
+        not_a_device=NOT_A_DEVICE,
+        study=_study_name(reading),
+        sections=[(name, draft.section(name)) for name in SECTIONS],
+        numbers={finding.id: number for number, finding in enumerate(reading.findings, start=1)},
+        columns=COLUMNS,
+        rows=[(finding, _cells(finding)) for finding in reading.findings],
+        pictures=pictures,
+        models=reading.models,
+        colophon=_colophon(reading),
+    )
+
+
+COLUMNS = ("Finding", "Side", "Presence", "Volume (ml)", "Probability", "Other measurements", "Source")
+
+
+def _cells(finding: Finding) -> tuple[str, ...]:
+    volume = finding.measured("volume")
+    probability = finding.probability
+    others = (
+        f"{one.name} {format_number(one.value)}{'' if one.unit == '1' else ' ' + one.unit}"
+        for one in finding.measurements
+        if one.name != "volume"
+    )
+    return (
+        finding.name,
+        finding.side.replace("_", " "),
+        PRESENCE_WORDS[finding.presence],
+        "" if volume is None else format_number(volume),
+        "" if probability is None else f"{probability:.2f}{'' if finding.is_calibrated else ' (not calibrated)'}",
+        "; ".join(others),
+        finding.source,
+    )
+
+
+def _study_name(reading: Reading) -> str:
+    return ", ".join(part for part in (reading.subject, reading.session) if part) or "a study without a name"
+
+
+def _colophon(reading: Reading) -> str:
+    return f"Written by {reading.software} on {reading.created:%Y-%m-%d %H:%M %Z}."
+
+
+def markdown_escaped(text: str) -> str:
+    """Text that shows as itself wherever a line of markdown, a table cell or a link's name takes it."""
+    line = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"([\\`*_\[\]#|~!])", r"\\\1", line)

@@ -1,0 +1,127 @@
+"""The `larmor` command: quick to answer, and one line when the input is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import serve.__main__ as cli
+from foundation.errors import InputError
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
+    """The arguments each command's function was called with; the functions themselves are replaced."""
+    seen: list[dict[str, object]] = []
+    monkeypatch.setattr(cli, "import_module", lambda module: _Recorder(seen))
+    return seen
+
+
+class _Recorder:
+    def __init__(self, seen: list[dict[str, object]]):
+        self._seen = seen
+
+    def __getattr__(self, function: str):
+        return lambda **arguments: self._seen.append(arguments)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def test_help_imports_only_the_standard_library_and_ours():
+    code = (
+        "import sys\n"
+        "before = {name.split('.')[0] for name in sys.modules}\n"
+        "from serve.__main__ import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "roots = {name.split('.')[0] for name in sys.modules} - before\n"
+        "print(sorted(roots - sys.stdlib_module_names))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "evaluate" in done.stdout
+    assert done.stdout.splitlines()[-1] == "['foundation', 'serve']"
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_has_help_of_its_own(command: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    assert "writes" in capsys.readouterr().out
+
+
+def test_read_passes_its_arguments(calls: list[dict[str, object]], model: Path, tmp_path: Path):
+    assert cli.main(["read", str(tmp_path), "out", "--model", str(model), "--model", str(model)]) == 0
+    assert calls == [{"study": tmp_path, "out": Path("out"), "models": [model, model]}]
+
+
+def test_evaluate_passes_its_arguments(calls: list[dict[str, object]], model: Path, tmp_path: Path):
+    assert cli.main(["evaluate", "tumour", str(tmp_path), "out"]) == 0
+    assert calls == [{"task": "tumour", "manifest": tmp_path, "out": Path("out"), "model": None, "split": "test"}]
+
+
+def test_serve_listens_on_this_machine_only_unless_told(calls: list[dict[str, object]]):
+    assert cli.main(["serve"]) == 0
+    assert calls == [{"models": [], "host": "127.0.0.1", "port": 7860}]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["read", "{here}/absent", "out"],
+        ["read", "{here}", "out", "--model", "{here}"],
+        ["evaluate", "tumour", "{here}/absent.csv", "out"],
+        ["evaluate", "tumour", "{here}", "out", "--model", "{here}/absent"],
+        ["serve", "--model", "{here}/absent"],
+    ],
+)
+def test_wrong_path_is_one_line(
+    arguments: list[str], calls: list[dict[str, object]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert cli.main([argument.format(here=tmp_path) for argument in arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("larmor: ")
+    assert printed.err.count("\n") == 1
+    assert str(tmp_path) in printed.err
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "printed"),
+    [
+        (
+            InputError("a rule", got="this\nand that", remedy="Do so."),
+            2,
+            "larmor: a rule (got this and that). Do so.\n",
+        ),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_exit_codes(
+    raised: BaseException, code: int, printed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def fail() -> None:
+        raise raised
+
+    monkeypatch.setattr(cli, "import_module", lambda module: SimpleNamespace(main=fail))
+    assert cli.main(["doctor"]) == code
+    assert capsys.readouterr().err == printed
+
+
+def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch):
+    def fail() -> None:
+        raise ValueError("ours")
+
+    monkeypatch.setattr(cli, "import_module", lambda module: SimpleNamespace(main=fail))
+    with pytest.raises(ValueError, match="ours"):
+        cli.main(["doctor"])
