@@ -9,7 +9,7 @@ the model folder `model/` that `larmor read --model` takes. The same command con
 from __future__ import annotations
 
 import sys
-from typing import Sequence
+from collections.abc import Sequence
 
 from finetune.config import FinetuneConfig
 from finetune.run import finetune

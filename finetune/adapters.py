@@ -19,6 +19,7 @@ ADAPTED = ("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.proj", "mlp.fc1_g"
 
 def apply_recipe(model: TaskModel, config: FinetuneConfig) -> None:
     """Set, in place, which weights learn and how fast."""
+    model.encoder_rate = config.encoder_rate
     if config.recipe in ("frozen", "lora"):
         model.encoder.requires_grad_(False)
     if config.recipe == "lora":
@@ -29,9 +30,6 @@ def apply_recipe(model: TaskModel, config: FinetuneConfig) -> None:
                 if isinstance(module, nn.LayerNorm):
                     module.requires_grad_(True)
             model.encoder.embed.patch.requires_grad_(True)
-            model.learning_rate_scales["encoder.embed.patch"] = config.encoder_rate
-    if config.recipe == "full":
-        model.learning_rate_scales["encoder."] = config.encoder_rate
 
 
 def add_lora(encoder: Encoder, config: LoraConfig) -> None:

@@ -55,8 +55,8 @@ class FinetuneConfig(Config):
     """`encoder` is a pretrained model folder; None starts from random weights of `size`.
 
     `recipe` says what of the encoder learns: everything from random weights (scratch), nothing (frozen), adapters (lora: for
-    dense heads also norms and patch embedding), or everything at `encoder_rate` times the learning rate (full). `dynunet` is
-    the baseline, MONAI's DynUNet from random weights, with the same samples and loop.
+    dense heads also norms and patch embedding), or everything (full). What of it learns does so at `encoder_rate` times the
+    head's rate. `dynunet` is the baseline, MONAI's DynUNet from random weights, with the same samples and loop.
     """
 
     name: str
@@ -68,7 +68,7 @@ class FinetuneConfig(Config):
     head: SerializeAsAny[HeadConfig]
     data: DataConfig
     lora: LoraConfig = LoraConfig()
-    encoder_rate: float = 0.2
+    encoder_rate: float = 0.3
     augment: AugmentConfig = AugmentConfig()
     training: TrainingConfig = TrainingConfig(batch_size=2, learning_rate=1e-3, ema_decay=0.99)
 

@@ -1,14 +1,14 @@
 """How good a task model is on studies it was not fitted on: each case, the mean, and a bootstrap 95 % interval.
 
-    larmor evaluate segmentation collection/manifest.jsonl out --model runs/finetune/model
+larmor evaluate segmentation collection/manifest.jsonl out --model runs/finetune/model
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Callable, Sequence
 
 import numpy as np
 
@@ -102,14 +102,28 @@ def evaluate_to_folder(task: str, manifest: Path, out: Path, model: Path | None,
         model = _only_default(task)
     task_model, config, weights = load_task(model)
     if task not in (config.head.kind, config.name):
-        raise InputError("the model does the task", got=f"'{task}' for a model of '{config.name}' ({config.head.kind})", remedy=did_you_mean(task, (config.head.kind, config.name)), file=model)
+        raise InputError(
+            "the model does the task",
+            got=f"'{task}' for a model of '{config.name}' ({config.head.kind})",
+            remedy=did_you_mean(task, (config.head.kind, config.name)),
+            file=model,
+        )
     collection = read_manifest(manifest)
     rows = collection.split(split)
     if not rows:
-        raise InputError("the split has studies", got=f"none in '{split}'", remedy="Name another with --split.", file=manifest)
+        raise InputError(
+            "the split has studies", got=f"none in '{split}'", remedy="Name another with --split.", file=manifest
+        )
     studies = read_labelled(collection, rows, task_model.head, config.spacing_mm, label="read")
     evaluation = evaluate_studies(task_model, studies)
-    about = {"task": config.name, "model": str(model), "weights_sha256": weights, "manifest": str(manifest), "split": split, "data": collection.fingerprint()}
+    about = {
+        "task": config.name,
+        "model": str(model),
+        "weights_sha256": weights,
+        "manifest": str(manifest),
+        "split": split,
+        "data": collection.fingerprint(),
+    }
     written = save_evaluation(evaluation, out, about=about)
     for name, interval in evaluation.figures.items():
         print(f"{name:40s} {interval}")
@@ -120,7 +134,9 @@ def evaluate_to_folder(task: str, manifest: Path, out: Path, model: Path | None,
 def _only_default(task: str) -> Path:
     fitting = [folder for folder in default_models() if task in (folder.name, load_task(folder)[1].head.kind)]
     if len(fitting) != 1:
-        raise InputError("there is one model for the task", got=f"{len(fitting)} for '{task}'", remedy="Name it with --model DIR.")
+        raise InputError(
+            "there is one model for the task", got=f"{len(fitting)} for '{task}'", remedy="Name it with --model DIR."
+        )
     return fitting[0]
 
 

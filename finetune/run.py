@@ -95,7 +95,11 @@ def make_model(config: FinetuneConfig) -> TaskModel:
     """The model before anything is fitted: a pretrained encoder and a new head, all new, or the baseline."""
     if config.recipe == "dynunet":
         if config.head.kind != "segmentation":
-            raise InputError("the DynUNet baseline segments", got=f"a head of kind '{config.head.kind}'", remedy="Choose another recipe.")
+            raise InputError(
+                "the DynUNet baseline segments",
+                got=f"a head of kind '{config.head.kind}'",
+                remedy="Choose another recipe.",
+            )
         return dynunet(config.head)  # pyright: ignore[reportArgumentType]
     if config.recipe == "scratch":
         return TaskModel.build(Encoder(EncoderConfig.of_size(config.size, drop_path=config.drop_path)), config.head)
@@ -117,7 +121,10 @@ def _card(config: FinetuneConfig, about: dict, evaluation: Evaluation | None) ->
         "",
     ]
     if evaluation is not None:
-        lines += [f"On {len(evaluation.cases)} other studies of the same collection (mean and bootstrap 95 % interval):", ""]
+        lines += [
+            f"On {len(evaluation.cases)} other studies of the same collection (mean and bootstrap 95 % interval):",
+            "",
+        ]
         lines += ["| figure | value |", "|---|---|"]
         lines += [f"| {name} | {interval} |" for name, interval in evaluation.figures.items()]
         lines.append("")

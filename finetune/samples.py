@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Sequence
 
 import numpy as np
 import torch
@@ -58,7 +58,12 @@ def read_labelled(
         if head.is_dense:
             if row.mask is None:
                 remedy = "Give the row a mask, or leave it out of this split."
-                raise InputError("a dense task has a mask for every study", got=f"none for {row.subject}", remedy=remedy, file=collection.path)
+                raise InputError(
+                    "a dense task has a mask for every study",
+                    got=f"none for {row.subject}",
+                    remedy=remedy,
+                    file=collection.path,
+                )
             labels = read_mask(row, study, collection.root)
         studies.append(LabelledStudy(row, prepare_study(study, spacing_mm), labels))
     return studies

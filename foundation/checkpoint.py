@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Generic, Mapping
+from typing import Any, Generic
 
 import safetensors.torch
 from pydantic import BaseModel
@@ -44,8 +45,12 @@ class ModelFolder(Generic[ConfigT]):
         file = self.path / "model.safetensors"
         remedy = "The weights and config.json do not belong together: restore the folder from where it was made."
         if missing or extra:
-            got = "; ".join(f"{what} {_some(names)}" for what, names in (("missing", missing), ("extra", extra)) if names)
-            raise InputError("a model folder holds exactly the tensors of its config", got=got, remedy=remedy, file=file)
+            got = "; ".join(
+                f"{what} {_some(names)}" for what, names in (("missing", missing), ("extra", extra)) if names
+            )
+            raise InputError(
+                "a model folder holds exactly the tensors of its config", got=got, remedy=remedy, file=file
+            )
         for name, tensor in wanted.items():
             if tensor.shape != self.weights[name].shape:
                 got = f"{name} {tuple(self.weights[name].shape)} instead of {tuple(tensor.shape)}"
@@ -59,7 +64,9 @@ def save_model_folder(
     """Publish a model folder whole or not at all. `provenance` says what it was trained with: versions, data, seed."""
     with write_folder_aside(folder) as aside:
         weights = aside / "model.safetensors"
-        safetensors.torch.save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, weights)
+        safetensors.torch.save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, weights
+        )
         about = {
             "format": FORMAT,
             "kind": kind,
@@ -74,14 +81,21 @@ def load_model_folder(folder: Path, *, kind: str, config: type[ConfigT]) -> Mode
     """Read a model folder of that kind and config class, verifying that the weights are the ones it was saved with."""
     about = read_about(folder)
     if about["kind"] != kind:
-        raise InputError(f"this place needs a model of kind '{kind}'", got=repr(about["kind"]), remedy="Give another folder.", file=folder)
+        raise InputError(
+            f"this place needs a model of kind '{kind}'",
+            got=repr(about["kind"]),
+            remedy="Give another folder.",
+            file=folder,
+        )
     weights = folder / "model.safetensors"
     try:
         state = safetensors.torch.load_file(weights)
     except (OSError, SafetensorError) as error:
         remedy = "Restore the folder from where it was made."
         raise InputError("a model folder holds readable weights", got=str(error), remedy=remedy, file=weights) from None
-    return ModelFolder(folder, parse_config(config, about["config"], source=folder / "config.json"), about["provenance"], state)
+    return ModelFolder(
+        folder, parse_config(config, about["config"], source=folder / "config.json"), about["provenance"], state
+    )
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -97,7 +111,9 @@ def read_about(folder: Path) -> dict[str, Any]:
     needed = {"format", "kind", "config", "provenance"}
     if not isinstance(about, dict) or not needed <= about.keys() or about["format"] != FORMAT:
         got = f"format {about.get('format')}" if isinstance(about, dict) else type(about).__name__
-        raise InputError(f"config.json is of format {FORMAT}", got=got, remedy="Save the model again with this version.", file=file)
+        raise InputError(
+            f"config.json is of format {FORMAT}", got=got, remedy="Save the model again with this version.", file=file
+        )
     return about
 
 

@@ -7,8 +7,9 @@ A misspelt key is an `InputError` with the closest known one; nothing unknown pa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Sequence, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -59,19 +60,25 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         reason = " ".join(str(error).split())
         raise InputError("a config file is YAML", got=reason, remedy="Mend that line.", file=path) from None
     if not isinstance(values or {}, dict):
-        raise InputError("a config holds 'key: value' pairs", got=type(values).__name__, remedy="See configs/.", file=path)
+        raise InputError(
+            "a config holds 'key: value' pairs", got=type(values).__name__, remedy="See configs/.", file=path
+        )
     return values or {}
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise InputError("an override is written key=value", got=repr(override), remedy="For example training.steps=100.")
+        raise InputError(
+            "an override is written key=value", got=repr(override), remedy="For example training.steps=100."
+        )
     *parents, leaf = key.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise InputError("an override reaches into a group", got=f"'{parent}', which is a value", remedy=f"Set '{parent}'.")
+            raise InputError(
+                "an override reaches into a group", got=f"'{parent}', which is a value", remedy=f"Set '{parent}'."
+            )
     try:
         values[leaf] = _number_if_scientific(yaml.safe_load(text))
     except yaml.YAMLError:
@@ -96,7 +103,12 @@ def _as_input_error(kind: type[BaseModel], error: ValidationError, source: str |
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = _known_keys(kind, first["loc"][:-1])
-        return InputError("a config has no unknown key", got=f"'{where}'", remedy=did_you_mean(str(first["loc"][-1]), known), file=source)
+        return InputError(
+            "a config has no unknown key",
+            got=f"'{where}'",
+            remedy=did_you_mean(str(first["loc"][-1]), known),
+            file=source,
+        )
     return InputError(f"'{where}': {first['msg']}", got=repr(first["input"]), remedy="Correct the value.", file=source)
 
 

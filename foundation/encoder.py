@@ -22,7 +22,9 @@ from foundation.study import ACQUISITION_SIZE, CONTRASTS
 from foundation.tokens import PATCH_VOXELS, Tokens
 
 HEAD_DIM = 64  # what the fused attention kernels are fastest at
-AXIS_PAIRS = 10  # rotated pairs of channels per patient axis; 3 x 10 of the head's 32 pairs, the last two stay unrotated
+AXIS_PAIRS = (
+    10  # rotated pairs of channels per patient axis; 3 x 10 of the head's 32 pairs, the last two stay unrotated
+)
 SHORTEST_MM, LONGEST_MM = 16.0, 512.0  # wavelengths: from two patches at 1 mm to twice a head
 
 Size = Literal["tiny", "small", "base", "large"]
@@ -99,7 +101,9 @@ class PatientRotation(nn.Module):
             return torch.cat([angle.sin(), angle.cos()], dim=-1)[:, None]
 
 
-def make_blocks(width: int, depth: int, *, mlp_ratio: float, num_prefix: int, layer_scale: float, drop_path: float) -> nn.ModuleList:
+def make_blocks(
+    width: int, depth: int, *, mlp_ratio: float, num_prefix: int, layer_scale: float, drop_path: float
+) -> nn.ModuleList:
     """Transformer blocks with rotary attention whose first `num_prefix` tokens have no position."""
     assert width % HEAD_DIM == 0, f"width {width} is not a multiple of the head dimension {HEAD_DIM}"
     rates = torch.linspace(0, drop_path, depth).tolist()
@@ -163,7 +167,9 @@ class Encoder(nn.Module):
 
     def save(self, folder: Path, *, card: str, provenance: dict[str, Any]) -> None:
         """Write the model folder: config.json, model.safetensors, card.md."""
-        save_model_folder(folder, kind="encoder", config=self.config, state=self.state_dict(), card=card, provenance=provenance)
+        save_model_folder(
+            folder, kind="encoder", config=self.config, state=self.state_dict(), card=card, provenance=provenance
+        )
 
     @classmethod
     def load(cls, folder: Path) -> Encoder:

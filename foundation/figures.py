@@ -156,7 +156,9 @@ def _composed(panels: Sequence[_Panel], names: Mapping[int, str]) -> np.ndarray:
     canvas = np.zeros((height, width, 3))
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
 
-    def write(text: str, x: float, y: float, ha: str = "center", va: str = "center", size: int = 11) -> None:
+    def write(
+        text: str, x: int | float, y: int | float, ha: str = "center", va: str = "center", size: int = 11
+    ) -> None:
         # Without parse_math=False two dollar signs in a structure's name would be a formula.
         figure.text(
             x / width, 1 - y / height, text, ha=ha, va=va, size=size, color="white", parse_math=False,

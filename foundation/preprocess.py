@@ -6,9 +6,9 @@ products, and its way back is the same function with the two grids exchanged.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Sequence
 
 import nibabel as nib
 import numpy as np
@@ -102,11 +102,19 @@ def resample_series(series: Series, spacing_mm: Sequence[float] | np.ndarray) ->
     return series.with_voxels(voxels.numpy(), new.affine)
 
 
-def sample_at(volume: np.ndarray, affine: np.ndarray, grid: Grid, *, nearest: bool = False, outside: float = 0.0) -> np.ndarray:
+def sample_at(
+    volume: np.ndarray, affine: np.ndarray, grid: Grid, *, nearest: bool = False, outside: float = 0.0
+) -> np.ndarray:
     """Values of a volume at the voxels of any grid in the same patient, axes and all; `outside` beyond its field of view."""
     matrix = np.linalg.inv(affine) @ grid.affine
     return ndimage.affine_transform(
-        volume, matrix[:3, :3], matrix[:3, 3], output_shape=grid.shape, order=0 if nearest else 1, mode="constant", cval=outside
+        volume,
+        matrix[:3, :3],
+        matrix[:3, 3],
+        output_shape=grid.shape,
+        order=0 if nearest else 1,
+        mode="constant",
+        cval=outside,
     )
 
 
@@ -132,7 +140,9 @@ def find_body(series: Series) -> Bool[np.ndarray, "x y z"]:
         body = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
     body = ndimage.binary_fill_holes(body)
     for axis in range(3):  # the cut through the neck opens holes downwards: fill them slice by slice too
-        body = np.moveaxis(np.stack([ndimage.binary_fill_holes(plane) for plane in np.moveaxis(body, axis, 0)]), 0, axis)
+        body = np.moveaxis(
+            np.stack([ndimage.binary_fill_holes(plane) for plane in np.moveaxis(body, axis, 0)]), 0, axis
+        )
     body = ndimage.binary_dilation(body)
     fine = resample(torch.from_numpy(body.astype(np.float32)), coarse_grid, grid)
     return (fine >= 0.5).numpy()

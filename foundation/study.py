@@ -27,7 +27,9 @@ def contrast_index(contrast: str) -> int:
 def checked_contrast(contrast: str) -> Contrast:
     """The contrast itself if it is one of ours, otherwise an `InputError` that suggests the closest."""
     if contrast not in CONTRASTS:
-        raise InputError("a contrast is one of the known names", got=repr(contrast), remedy=did_you_mean(contrast, CONTRASTS))
+        raise InputError(
+            "a contrast is one of the known names", got=repr(contrast), remedy=did_you_mean(contrast, CONTRASTS)
+        )
     return contrast  # pyright: ignore[reportReturnType]
 
 

@@ -6,8 +6,8 @@ because positions are patient millimetres, attention aligns a 1 mm T1w with a 5 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Sequence
 
 import numpy as np
 import torch

@@ -12,11 +12,12 @@ import platform
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Callable, Iterator, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -212,9 +213,10 @@ def train(
         )
     began, step = time.perf_counter(), start
     model.train()
-    with _Interruption() as interruption, progress(
-        total=config.steps, initial=start, label=label, unit="step", enabled=main
-    ) as bar:
+    with (
+        _Interruption() as interruption,
+        progress(total=config.steps, initial=start, label=label, unit="step", enabled=main) as bar,
+    ):
         for step, batch in enumerate(loader, start=start + 1):
             torch.manual_seed(fold(config.seed, step, accelerator.process_index))
             schedule.step_update(step)
@@ -271,7 +273,8 @@ def _parameter_groups(objective: nn.Module, config: TrainingConfig) -> list[dict
             decay = config.weight_decay if parameter.ndim >= 2 else 0.0
             groups.setdefault((scale(name), decay), []).append(parameter)
     return [
-        {"params": group, "lr": config.learning_rate * rate, "weight_decay": decay} for (rate, decay), group in groups.items()
+        {"params": group, "lr": config.learning_rate * rate, "weight_decay": decay}
+        for (rate, decay), group in groups.items()
     ]
 
 
@@ -350,7 +353,13 @@ def progress(*, total: int | None, label: str, unit: str, initial: int = 0, enab
     """A progress bar with an ETA; in a log file it prints a line now and then instead of a thousand."""
     quiet = not sys.stderr.isatty()
     return tqdm(
-        total=total, initial=initial, desc=label, unit=unit, disable=not enabled, dynamic_ncols=True, mininterval=20 if quiet else 0.3
+        total=total,
+        initial=initial,
+        desc=label,
+        unit=unit,
+        disable=not enabled,
+        dynamic_ncols=True,
+        mininterval=20 if quiet else 0.3,
     )
 
 
@@ -375,4 +384,3 @@ class _Interruption:
     def __exit__(self, *error: object) -> None:
         for kind, previous in self._previous.items():
             signal.signal(kind, previous)
-

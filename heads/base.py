@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -39,7 +40,9 @@ class StudySample:
     targets: dict[str, Target] | None = None
 
     @classmethod
-    def of(cls, prepared: PreparedStudy, labels: np.ndarray | None = None, targets: dict[str, Target] | None = None) -> StudySample:
+    def of(
+        cls, prepared: PreparedStudy, labels: np.ndarray | None = None, targets: dict[str, Target] | None = None
+    ) -> StudySample:
         return cls(
             torch.from_numpy(prepared.voxels),
             torch.from_numpy(prepared.body),
@@ -58,7 +61,9 @@ class StudySample:
             ]
         )
         if not len(bag):
-            raise InputError("a study shows some body", got="only air", remedy="Check the series' intensities and geometry.")
+            raise InputError(
+                "a study shows some body", got="only air", remedy="Check the series' intensities and geometry."
+            )
         return bag
 
 
@@ -146,7 +151,9 @@ class Head(nn.Module):
         """What `read` would have found, each as not assessed, and why."""
         raise NotImplementedError
 
-    def score_case(self, output: Tensor, prepared: PreparedStudy, labels: np.ndarray | None, targets: dict[str, Target]) -> dict[str, float]:
+    def score_case(
+        self, output: Tensor, prepared: PreparedStudy, labels: np.ndarray | None, targets: dict[str, Target]
+    ) -> dict[str, float]:
         """What is measured on one case with known truth; `labels` lie on the reference series' own voxels."""
         raise NotImplementedError
 
@@ -180,12 +187,16 @@ class Scope(Config):
         too_large = extent > self.SLACK * np.asarray(self.largest_extent_mm)
         too_small = extent * self.SLACK < np.asarray(self.smallest_extent_mm)
         if too_large.any() or too_small.any():
-            seen = " x ".join(f"{a:.0f}-{b:.0f}" for a, b in zip(self.smallest_extent_mm, self.largest_extent_mm, strict=True))
+            seen = " x ".join(
+                f"{a:.0f}-{b:.0f}" for a, b in zip(self.smallest_extent_mm, self.largest_extent_mm, strict=True)
+            )
             here = " x ".join(f"{n:.0f}" for n in extent)
             return f"the model was fitted on fields of view of {seen} mm and this one is {here} mm"
         unknown = set(prepared.contrasts) - {"unknown"}
         if unknown and not unknown & set(self.contrasts) and self.contrasts != ("unknown",):
-            return f"the model was fitted on {', '.join(self.contrasts)} and this study has {', '.join(sorted(unknown))}"
+            return (
+                f"the model was fitted on {', '.join(self.contrasts)} and this study has {', '.join(sorted(unknown))}"
+            )
         return None
 
 
@@ -211,7 +222,7 @@ class TaskModel(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.head = head
-        self.learning_rate_scales: dict[str, float] = {}
+        self.encoder_rate = 1.0
 
     @classmethod
     def build(cls, encoder: Encoder, head: HeadConfig) -> TaskModel:
@@ -224,9 +235,8 @@ class TaskModel(nn.Module):
         return self.head(self.encoder(batch.tokens), batch)
 
     def learning_rate_scale(self, name: str) -> float:
-        """By the longest prefix of the weight's name in `learning_rate_scales`; 1 where none fits."""
-        fitting = [prefix for prefix in self.learning_rate_scales if name.startswith(prefix)]
-        return self.learning_rate_scales[max(fitting, key=len)] if fitting else 1.0
+        """What of the encoder learns, adapters included, learns at `encoder_rate` times the head's rate."""
+        return self.encoder_rate if name.startswith("encoder.") else 1.0
 
     @torch.inference_mode()
     def output_of(self, prepared: PreparedStudy) -> Tensor:

@@ -5,7 +5,8 @@ A learned query attends to all tokens and registers (timm's `AttentionPoolLatent
 
 from __future__ import annotations
 
-from typing import Literal, Sequence
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -40,7 +41,9 @@ class Head(base.Head):
         super().__init__(encoder, config)
         self.config = config
         self.norm = nn.LayerNorm(encoder.width)
-        self.pool = AttentionPoolLatent(encoder.width, num_heads=encoder.width // 64, mlp_ratio=2, norm_layer=nn.LayerNorm)
+        self.pool = AttentionPoolLatent(
+            encoder.width, num_heads=encoder.width // 64, mlp_ratio=2, norm_layer=nn.LayerNorm
+        )
         self.dropout = nn.Dropout(config.dropout)
         self.classify = nn.Linear(encoder.width, len(config.classes))
 

@@ -7,8 +7,9 @@ each series alone and its maps are averaged, so a missing series changes nothing
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -32,8 +33,8 @@ class Config(KindConfig):
 
     kind: Literal["segmentation"] = "segmentation"
     structures: tuple[Structure, ...]
-    channels: tuple[int, int, int] = (8, 16, 32)
-    bottleneck: int = 64
+    channels: tuple[int, int, int] = (16, 32, 64)
+    bottleneck: int = 128
 
 
 class LabelMapHead(base.Head):
@@ -82,7 +83,9 @@ class LabelMapHead(base.Head):
     ) -> dict[str, float]:
         """Dice and 95th percentile Hausdorff distance in mm of each structure, on the reference series' own voxels."""
         assert labels is not None
-        return score_labels(self.labels_of(output, prepared), labels, self.config.structures, prepared.study.reference.spacing_mm)
+        return score_labels(
+            self.labels_of(output, prepared), labels, self.config.structures, prepared.study.reference.spacing_mm
+        )
 
     def summarise(self, cases: Sequence[dict[str, float]]) -> dict[str, float]:
         """Means over cases; a distance that does not exist (an empty mask) is left out of its mean and counted."""
@@ -106,9 +109,14 @@ class Head(LabelMapHead):
         self.project = nn.Linear(encoder.width, config.bottleneck)
         self.air = nn.Parameter(torch.zeros(config.bottleneck))
         widths = (config.bottleneck, quarter, half, full)
-        self.up = nn.ModuleList(nn.ConvTranspose3d(deep, fine, kernel_size=2, stride=2) for deep, fine in pairwise(widths))
+        self.up = nn.ModuleList(
+            nn.ConvTranspose3d(deep, fine, kernel_size=2, stride=2) for deep, fine in pairwise(widths)
+        )
         self.merge = nn.ModuleList(conv_block(2 * fine, fine) for fine in widths[1:])
         self.classify = nn.Conv3d(full, 1 + len(config.structures), kernel_size=1)
+        for up in self.up:
+            # torch's default gives a third of this, and after three levels what the encoder says is drowned by the stem.
+            nn.init.normal_(up.weight, std=up.in_channels**-0.5)
 
     def forward(self, features: Features, batch: StudyBatch) -> Float[Tensor, "batch classes x y z"]:
         assert batch.voxels is not None and batch.has_series is not None
@@ -129,7 +137,9 @@ class Head(LabelMapHead):
             maps.append((by_series * weight[:, :, None, None, None, None].to(x.dtype)).sum(dim=1))
         return maps
 
-    def _lay_out(self, x: Float[Tensor, "batch tokens c"], tokens: Tokens, shape: Sequence[int]) -> Float[Tensor, "batch c i j k"]:
+    def _lay_out(
+        self, x: Float[Tensor, "batch tokens c"], tokens: Tokens, shape: Sequence[int]
+    ) -> Float[Tensor, "batch c i j k"]:
         """Token features at their cells, averaged over series; a learned vector where there is only air."""
         i, j, k = (n // PATCH for n in shape)
         flat = (tokens.cell[..., 0] * j + tokens.cell[..., 1]) * k + tokens.cell[..., 2]
@@ -152,7 +162,9 @@ def score_labels(
     box = _bounding_box(one_hot[0] | one_hot[1])
     guess, real = (mask[box] for mask in one_hot)
     dice = compute_dice(guess, real, ignore_empty=False)[0]
-    distance = compute_hausdorff_distance(guess, real, include_background=True, percentile=95, spacing=spacing_mm.tolist())[0]
+    distance = compute_hausdorff_distance(
+        guess, real, include_background=True, percentile=95, spacing=spacing_mm.tolist()
+    )[0]
     scores = {"dice": float(dice.mean())}
     for index, structure in enumerate(structures):
         scores[f"dice {structure.name}"] = float(dice[index])

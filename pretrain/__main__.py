@@ -9,8 +9,8 @@ of a reconstruction. The same command continues a run that was stopped.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 import numpy as np
 import torch
@@ -47,7 +47,9 @@ def pretrain(config: PretrainConfig) -> Path:
     rows = [row for row in collection.rows if config.splits is None or row.split in config.splits]
     if not rows:
         got = f"none with split in {list(config.splits or ())}"
-        raise InputError("pretraining has studies", got=got, remedy="Set splits, or splits=null for all.", file=config.manifest)
+        raise InputError(
+            "pretraining has studies", got=got, remedy="Set splits, or splits=null for all.", file=config.manifest
+        )
     dataset = MaskedStudies(rows, collection.root, config.crop)
     torch.manual_seed(config.training.seed)
     encoder = Encoder(config.encoder)
@@ -85,7 +87,9 @@ def _card(config: PretrainConfig, num_studies: int, result: TrainingResult) -> s
 
 
 @torch.no_grad()
-def _plot_reconstruction(objective: torch.nn.Module, study: Sequence[Ready], config: PretrainConfig, path: Path) -> None:
+def _plot_reconstruction(
+    objective: torch.nn.Module, study: Sequence[Ready], config: PretrainConfig, path: Path
+) -> None:
     """One box of the first series: as it is, what was seen of it, and what the model made of the rest.
 
     The model predicts standardised patches; the true mean and spread of each patch are put back for the eye.

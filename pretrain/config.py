@@ -37,7 +37,9 @@ class PretrainConfig(Config):
     splits: tuple[str, ...] | None = ("pretrain",)
     size: Size = "tiny"
     drop_path: float = 0.0
-    objective: SerializeAsAny[ObjectiveConfig] = Field(default_factory=lambda: parse_objective({"kind": "masked_autoencoding"}))
+    objective: SerializeAsAny[ObjectiveConfig] = Field(
+        default_factory=lambda: parse_objective({"kind": "masked_autoencoding"})
+    )
     crop: CropConfig = CropConfig()
     training: TrainingConfig = TrainingConfig()
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Sequence
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -129,7 +130,9 @@ def _series_tokens(ready: Ready, centre_mm: np.ndarray, spacing: np.ndarray, vox
     affine[:3, 3] = nib.affines.apply_affine(series.affine, first)
     grid = Grid((x, y, z), affine)
     new = grid.with_spacing(spacing)
-    stacked = torch.from_numpy(np.stack([ready.intensity.apply(series.voxels[box]), ready.body[box].astype(np.float32)]))
+    stacked = torch.from_numpy(
+        np.stack([ready.intensity.apply(series.voxels[box]), ready.body[box].astype(np.float32)])
+    )
     (values, body), new = whole_patches(resample(stacked, grid, new), new)
     return tokenise(values, body > 0.5, new, series.contrast, series.acquisition, number)
 

@@ -7,9 +7,9 @@ Every model runs on the study, or says why it does not; what they find becomes t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Sequence
 
 import numpy as np
 
@@ -65,7 +65,12 @@ class StudyReading:
         if not self.masks:
             return [_picture(reference, "images.png", f"{_title(reference)}; no structure was outlined.")]
         return [
-            _picture(reference, f"{Path(name).name.removesuffix('.nii.gz')}.png", f"{_title(reference)} with what the model outlined.", mask)
+            _picture(
+                reference,
+                f"{Path(name).name.removesuffix('.nii.gz')}.png",
+                f"{_title(reference)} with what the model outlined.",
+                mask,
+            )
             for name, mask in self.masks.items()
         ]
 
@@ -101,7 +106,8 @@ def read_study(study: Study, models: Sequence[LoadedModel]) -> StudyReading:
         series=tuple(SeriesSummary.of(series) for series in study.series),
         findings=tuple(findings),
         models=tuple(
-            ModelUsed(name=one.config.name, weights_sha256=one.weights_sha256, card=str(one.folder / "card.md")) for one in models
+            ModelUsed(name=one.config.name, weights_sha256=one.weights_sha256, card=str(one.folder / "card.md"))
+            for one in models
         ),
         warnings=tuple(_warnings(study)),
     )
@@ -111,10 +117,14 @@ def read_study(study: Study, models: Sequence[LoadedModel]) -> StudyReading:
 def read_to_folder(study: Path, out: Path, models: Sequence[Path]) -> None:
     """The `larmor read` command: reading.json, report.md, report.html, pictures/ and masks/ appear in `out` together."""
     if out.exists() and any(out.iterdir()) and not (out / "reading.json").is_file():
-        raise InputError("OUT is a new folder or an earlier reading", got=out, remedy="Name another folder; nothing was written.")
+        raise InputError(
+            "OUT is a new folder or an earlier reading", got=out, remedy="Name another folder; nothing was written."
+        )
     loaded = load_models(models)
     if not loaded:
-        print("No model was named and none is in runs/demo/models: nothing in the images is assessed. `make demo` makes one.")
+        print(
+            "No model was named and none is in runs/demo/models: nothing in the images is assessed. `make demo` makes one."
+        )
     result = read_study(study_from_path(study), loaded)
     save_reading(result, out)
     for path in sorted(file for file in out.rglob("*") if file.is_file()):

@@ -86,7 +86,7 @@ ORIENTATIONS = ("RAS", "LAS", "PSR")
 
 # Lateral ventricles over intracranial volume above which they count as enlarged. Not a clinical threshold: it lies near
 # the median over subjects, so that both classes are about equally frequent.
-ENLARGED_RATIO = 0.0172
+ENLARGED_RATIO = 0.0165
 
 WARP_SPACING_MM = 4.0  # grid of velocities and displacements, whatever the spacing of the images
 WARP_NOISE_MM = ((36.0, 2.2), (14.0, 0.8))  # (distance of control points, standard deviation of the velocity)
@@ -186,7 +186,7 @@ def _brain() -> tuple[Float[Tensor, "tissue x y z"], np.ndarray]:
     solid = brain - csf
 
     column = (abs(x) < 15 + np.clip((-18 - z) / 2, 0, 9)) & (z < -6) & (y > -46) & (y < -8 - np.clip(z + 20, 0, 12))
-    hindbrain = column | (y < -32) & (z < _tentorium_z_mm(x, y)) | (z < -48) & (y < 0)
+    hindbrain = column | (y < -32) & (z < _tentorium_z_mm(x, y)) | (z < -48) & (y < -25)
     by_map = white_map / np.maximum(grey_map + white_map, 1e-3)
     by_t1 = np.clip((sharp - T1_GREY) / (T1_WHITE - T1_GREY), 0, 1)
     white = solid * np.where(hindbrain, by_t1, by_map)
@@ -369,13 +369,10 @@ def label_map(fractions: Float[Tensor, "tissue x y z"]) -> UInt8[np.ndarray, "x 
 def targets(labels: UInt8[np.ndarray, "x y z"], voxel_volume_ml: float) -> dict[str, float | int]:
     """What a head can be asked for, by counting voxels: ml per intracranial structure, enlarged ventricles."""
     counts = np.bincount(labels.ravel(), minlength=len(LABELS) + 1)
-    ml = {name: float(counts[LABELS[name]] * voxel_volume_ml) for name in INTRACRANIAL}
-    ratio = ml["ventricle"] / sum(ml.values())
-    return {
-        "enlarged_ventricles": int(ratio > ENLARGED_RATIO),
-        **{f"{name}_ml": volume for name, volume in ml.items()},
-        "intracranial_ml": sum(ml.values()),
-    }
+    ml = {f"{name}_ml": round(float(counts[LABELS[name]] * voxel_volume_ml), 3) for name in INTRACRANIAL}
+    intracranial_ml = round(sum(ml.values()), 3)
+    ratio = ml["ventricle_ml"] / intracranial_ml
+    return {"enlarged_ventricles": int(ratio > ENLARGED_RATIO), **ml, "intracranial_ml": intracranial_ml}
 
 
 # -------------------------------------------------------------------------------- Images
@@ -419,9 +416,8 @@ def acquire(
     turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(orientation))
     affine = affine @ inv_ornt_aff(turn, voxels.shape)
     voxels, labels = (np.ascontiguousarray(apply_orientation(array, turn)) for array in (voxels, labels))
-    return Series(
-        voxels, affine, "unknown" if contrast == RANDOM else checked_contrast(contrast), name=contrast
-    ), labels
+    named = "unknown" if contrast == RANDOM else checked_contrast(contrast)
+    return Series(voxels, affine, named, name=contrast), labels
 
 
 # -------------------------------------------------------------------------------- A cohort on disk
@@ -524,7 +520,8 @@ def block_mean(
     """Means over blocks of `(i, j, k)` voxels, cubes if only `i` is given, and the affine of their centres."""
     j, k = j or i, k or i
     means = reduce(volume, "channel (x i) (y j) (z k) -> channel x y z", "mean", i=i, j=j, k=k)
-    return means, affine @ from_matvec(np.diag([i, j, k]), (np.array([i, j, k]) - 1) / 2)
+    block = np.array([i, j, k], float)  # from_matvec takes over the type: integers would cut the half voxels off
+    return means, affine @ from_matvec(np.diag(block), (block - 1) / 2)
 
 
 def smooth_noise(
@@ -536,7 +533,7 @@ def smooth_noise(
         position = np.arange(size) * spacing / scale_mm
         t = abs(position[:, None] - np.arange(-1, math.ceil(position[-1]) + 2))
         basis = np.where(t < 1, 2 / 3 - t**2 + t**3 / 2, np.clip(2 - t, 0, None) ** 3 / 6)
-        bases.append(torch.from_numpy(basis / math.sqrt(0.4794)).float())  # the mean over t of the summed squares
+        bases.append(torch.from_numpy(basis / math.sqrt(151 / 315)).float())  # mean over t of the summed squares
     field = torch.from_numpy(rng.standard_normal([basis.shape[1] for basis in bases], dtype=np.float32))
     for basis in bases:  # each turn replaces the first axis and puts it last
         field = torch.einsum("abc,xa->bcx", field, basis)
