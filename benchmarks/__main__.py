@@ -31,7 +31,9 @@ OUTPUT = Path("runs/bench.json")
 
 def main(arguments: Sequence[str]) -> int:
     """The exit code: 0 when every target holds, 1 when one is missed."""
-    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="benchmarks", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(GROUPS)}; all when none is named")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch (default: %(default)s)")
     options = parser.parse_args(arguments)
@@ -64,6 +66,7 @@ def _machine() -> dict[str, Any]:
         "bf16_units": units[0] if units else "none",
         "auto_precision": resolve_precision("auto").replace("no", "fp32"),
         "threads": torch.get_num_threads(),
+        "omp_wait_policy": os.environ["OMP_WAIT_POLICY"].lower(),
         "load": round(os.getloadavg()[0], 2),
         "cpu_flags": flags,
     }

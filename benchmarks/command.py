@@ -12,4 +12,6 @@ from benchmarks._measure import Row, alone
 
 def rows() -> Iterator[Row]:
     larmor = Path(sysconfig.get_path("scripts")) / "larmor"
-    yield alone("larmor --help", lambda: subprocess.run([larmor, "--help"], check=True, stdout=subprocess.DEVNULL), target=0.5)
+    yield alone(
+        "larmor --help", lambda: subprocess.run([larmor, "--help"], check=True, stdout=subprocess.DEVNULL), target=0.5
+    )

@@ -1,4 +1,4 @@
-"""A manifest for the Medical Segmentation Decathlon's hippocampus task (task 4, CC BY-SA 4.0), as downloaded or as in a folder of the same shape.
+"""A manifest for the hippocampus task of the Medical Segmentation Decathlon (task 4, CC BY-SA 4.0): images/ and labels/.
 
     python examples/hippocampus.py FOLDER_WITH_IMAGES_AND_LABELS manifest.jsonl
 

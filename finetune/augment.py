@@ -5,7 +5,9 @@ Space is never mirrored: left and right mean something. A rotated volume keeps i
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +52,7 @@ class Augment:
 
     def __call__(self, sample: StudySample, seed: int) -> StudySample:
         sample = self._drop_series(sample, seed)
-        data = {"voxels": sample.voxels, "body": sample.body.float()}
+        data: dict[Hashable, Any] = {"voxels": sample.voxels, "body": sample.body.float()}
         if sample.labels is not None:
             data["labels"] = sample.labels[None].float()
         self._space.set_random_state(seed=fold(seed, 1) % 2**32)

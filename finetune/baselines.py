@@ -37,6 +37,9 @@ class _DynUNetHead(LabelMapHead):
             upsample_kernel_size=[2] * (depth - 1),
             filters=FILTERS,
         )
+        # `skip_layers` is what runs and holds the same blocks again: named once, they are averaged and saved once.
+        for twice in ("input_block", "downsamples", "bottleneck", "upsamples"):
+            delattr(self.net, twice)
 
     def forward(self, features: Features | None, batch: StudyBatch) -> Float[Tensor, "batch classes x y z"]:
         assert batch.voxels is not None and batch.has_series is not None

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from heads.base import TaskModel, default_models, load_task
 
 RESAMPLES = 1000
 
-Summarise = Callable[[Sequence[dict[str, float]]], dict[str, float]]
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,9 @@ def evaluate_studies(model: TaskModel, studies: Sequence[LabelledStudy], *, labe
     return Evaluation(cases, bootstrap(list(cases.values()), model.head.summarise))
 
 
-def bootstrap(cases: Sequence[dict[str, float]], summarise: Summarise, *, seed: int = 0) -> dict[str, Interval]:
+def bootstrap(
+    cases: Sequence[Item], summarise: Callable[[Sequence[Item]], dict[str, float]], *, seed: int = 0
+) -> dict[str, Interval]:
     """Percentile bootstrap over cases (Efron 1979): resample cases with replacement, summarise, take the middle 95 %."""
     rng = np.random.default_rng(seed)
     whole = summarise(cases)
@@ -116,7 +119,7 @@ def evaluate_to_folder(task: str, manifest: Path, out: Path, model: Path | None,
         )
     studies = read_labelled(collection, rows, task_model.head, config.spacing_mm, label="read")
     evaluation = evaluate_studies(task_model, studies)
-    about = {
+    about: dict[str, object] = {
         "task": config.name,
         "model": str(model),
         "weights_sha256": weights,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from foundation.preprocess import Grid, PreparedStudy, prepare_study
 from foundation.reading.collection import Collection, Row, read_mask, read_study
 from foundation.training import Draw, fold, progress, seeded
 from heads.base import Head, StudyBatch, StudySample, Target
+
+Thing = TypeVar("Thing")
 
 NEAR_STRUCTURE = 0.7  # how often a crop is centred on a labelled voxel: small structures would be missed otherwise
 
@@ -69,10 +72,10 @@ def read_labelled(
     return studies
 
 
-def progress_over(rows: Sequence[Row], label: str):
-    with progress(total=len(rows), label=label, unit="study") as bar:
-        for row in rows:
-            yield row
+def progress_over(things: Sequence[Thing], label: str) -> Iterator[Thing]:
+    with progress(total=len(things), label=label, unit="study") as bar:
+        for thing in things:
+            yield thing
             bar.update()
 
 

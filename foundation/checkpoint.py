@@ -36,7 +36,7 @@ class ModelFolder(Generic[ConfigT]):
 
     @property
     def weights_sha256(self) -> str:
-        return self.provenance["weights_sha256"]
+        return str(self.provenance.get("weights_sha256"))
 
     def fill(self, module: nn.Module) -> None:
         """Put the weights into `module`; every tensor must be there with its shape, and none may be left over."""
@@ -55,6 +55,9 @@ class ModelFolder(Generic[ConfigT]):
             if tensor.shape != self.weights[name].shape:
                 got = f"{name} {tuple(self.weights[name].shape)} instead of {tuple(tensor.shape)}"
                 raise InputError("a model's tensors have the shapes of its config", got=got, remedy=remedy, file=file)
+        if (found := sha256(file)) != self.weights_sha256:
+            got = f"{found[:12]} instead of {self.weights_sha256[:12]}"
+            raise InputError("weights have the hash they were saved with", got=got, remedy=remedy, file=file)
         module.load_state_dict(self.weights)
 
 
@@ -78,7 +81,7 @@ def save_model_folder(
 
 
 def load_model_folder(folder: Path, *, kind: str, config: type[ConfigT]) -> ModelFolder[ConfigT]:
-    """Read a model folder of that kind and config class, verifying that the weights are the ones it was saved with."""
+    """Read a model folder of that kind and config class; `ModelFolder.fill` checks its weights."""
     about = read_about(folder)
     if about["kind"] != kind:
         raise InputError(

@@ -106,7 +106,7 @@ def make_blocks(
 ) -> nn.ModuleList:
     """Transformer blocks with rotary attention whose first `num_prefix` tokens have no position."""
     assert width % HEAD_DIM == 0, f"width {width} is not a multiple of the head dimension {HEAD_DIM}"
-    rates = torch.linspace(0, drop_path, depth).tolist()
+    rates = [drop_path * block / max(1, depth - 1) for block in range(depth)]
     blocks = nn.ModuleList(
         EvaBlock(
             width,

@@ -47,6 +47,12 @@ def write_folder_aside(path: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def copy_folder_aside(source: Path, target: Path) -> None:
+    """Copy a folder so that `target` is either what it was or the whole copy."""
+    with write_folder_aside(target) as aside:
+        shutil.copytree(source, aside, dirs_exist_ok=True)
+
+
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from nibabel.affines import apply_affine, voxel_sizes
 from scipy import ndimage
 from torch import Tensor
 
@@ -36,7 +37,7 @@ class Grid:
 
     @property
     def spacing_mm(self) -> np.ndarray:
-        return nib.affines.voxel_sizes(self.affine)
+        return voxel_sizes(self.affine)
 
     def with_spacing(self, spacing_mm: Sequence[float] | np.ndarray) -> Grid:
         """The grid of the same axes, centre and (to within one voxel) extent whose voxels are `spacing_mm` apart."""
@@ -44,7 +45,7 @@ class Grid:
         shape = np.maximum(1, np.round(np.asarray(self.shape) * old / new)).astype(int)
         affine = np.eye(4)
         affine[:3, :3] = self.affine[:3, :3] * (new / old)
-        centre_mm = nib.affines.apply_affine(self.affine, (np.asarray(self.shape) - 1) / 2)
+        centre_mm = apply_affine(self.affine, (np.asarray(self.shape) - 1) / 2)
         affine[:3, 3] = centre_mm - affine[:3, :3] @ ((shape - 1) / 2)
         x, y, z = (int(n) for n in shape)
         return Grid((x, y, z), affine)
@@ -52,7 +53,7 @@ class Grid:
     def points_mm(self) -> np.ndarray:
         """Patient millimetres of every voxel centre, `(x, y, z, 3)`."""
         index = np.stack(np.meshgrid(*(np.arange(n) for n in self.shape), indexing="ij"), axis=-1)
-        return nib.affines.apply_affine(self.affine, index)
+        return apply_affine(self.affine, index)
 
 
 def to_closest_ras(series: Series) -> Series:
@@ -81,7 +82,7 @@ def resample(volume: Float[Tensor, "*channels x y z"], old: Grid, new: Grid) -> 
             continue
         ratio = float(round(new.spacing_mm[axis] / old.spacing_mm[axis], 9))
         weights = _interpolation_matrix(old.shape[axis], new.shape[axis], ratio).to(volume)
-        volume = torch.tensordot(volume.movedim(axis - 3, -1), weights, dims=([-1], [1])).movedim(-1, axis - 3)
+        volume = (volume.movedim(axis - 3, -1) @ weights.T).movedim(-1, axis - 3)
     return volume
 
 
@@ -110,7 +111,7 @@ def sample_at(
     return ndimage.affine_transform(
         volume,
         matrix[:3, :3],
-        matrix[:3, 3],
+        offset=matrix[:3, 3],  # pyright: ignore[reportArgumentType]
         output_shape=grid.shape,
         order=0 if nearest else 1,
         mode="constant",
@@ -135,17 +136,18 @@ def find_body(series: Series) -> Bool[np.ndarray, "x y z"]:
     bright = np.clip((coarse - low) / (high - low), 0, 1)
     body = bright > 0.4 * _otsu_threshold(bright)
     body = ndimage.binary_closing(np.pad(body, 3, mode="edge"), iterations=2)[3:-3, 3:-3, 3:-3]
-    pieces, num_pieces = ndimage.label(body)
-    if num_pieces > 1:
-        body = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
-    body = ndimage.binary_fill_holes(body)
+    pieces = np.asarray(ndimage.label(body)[0])  # pyright: ignore[reportIndexIssue]
+    body = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
+    body = _filled(body)
     for axis in range(3):  # the cut through the neck opens holes downwards: fill them slice by slice too
-        body = np.moveaxis(
-            np.stack([ndimage.binary_fill_holes(plane) for plane in np.moveaxis(body, axis, 0)]), 0, axis
-        )
+        body = np.stack([_filled(body.take(i, axis)) for i in range(body.shape[axis])], axis=axis)
     body = ndimage.binary_dilation(body)
     fine = resample(torch.from_numpy(body.astype(np.float32)), coarse_grid, grid)
     return (fine >= 0.5).numpy()
+
+
+def _filled(mask: np.ndarray) -> np.ndarray:
+    return np.asarray(ndimage.binary_fill_holes(mask))
 
 
 def _otsu_threshold(values: np.ndarray) -> float:

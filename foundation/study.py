@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
-import nibabel as nib
 import numpy as np
+from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.orientations import aff2axcodes
 
 from foundation.errors import InputError, did_you_mean
 
@@ -94,12 +95,12 @@ class Series:
     @property
     def spacing_mm(self) -> np.ndarray:
         """Millimetres from one voxel to the next along each array axis, `(3,)`."""
-        return nib.affines.voxel_sizes(self.affine)
+        return voxel_sizes(self.affine)
 
     @property
     def orientation(self) -> str:
         """The patient direction that each array axis is closest to, for example 'RAS' or 'LIA'."""
-        return "".join(nib.orientations.aff2axcodes(self.affine))
+        return "".join(aff2axcodes(self.affine))
 
     @property
     def voxel_volume_ml(self) -> float:
@@ -112,7 +113,7 @@ class Series:
 
     def to_patient_mm(self, voxel: np.ndarray) -> np.ndarray:
         """Patient millimetres of (fractional) voxel indices `(..., 3)`."""
-        return nib.affines.apply_affine(self.affine, voxel)
+        return apply_affine(self.affine, voxel)
 
     def with_voxels(self, voxels: np.ndarray, affine: np.ndarray | None = None) -> Series:
         """The same series with other voxels, and another affine if the grid changed."""

@@ -61,7 +61,7 @@ class Tokens:
     def join(bags: Sequence[Tokens]) -> Tokens:
         """One bag of everything in several bags of the same batch."""
         joined = {name: torch.cat([getattr(bag, name) for bag in bags], dim=1) for name in TENSOR_FIELDS}
-        return Tokens(**joined, has_padding=any(bag.has_padding for bag in bags))
+        return Tokens(has_padding=any(bag.has_padding for bag in bags), **joined)
 
     @staticmethod
     def collate(bags: Sequence[Tokens]) -> Tokens:
@@ -110,7 +110,7 @@ def tokenise(
         "cell": cell,
         "is_real": torch.ones(num, dtype=torch.bool),
     }
-    return Tokens(**{name: tensor[None] for name, tensor in bag.items()})
+    return Tokens(has_padding=False, **{name: tensor[None] for name, tensor in bag.items()})
 
 
 def to_patches(volume: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -34,6 +34,7 @@ from foundation.errors import InputError
 from foundation.files import write_aside
 
 Precision = Literal["auto", "fp32", "bf16"]
+Record = dict[str, Any]  # one row of metrics.jsonl: step, loss, learning_rate, seconds and what the objective says
 
 
 class TrainingConfig(Config):
@@ -55,26 +56,21 @@ class TrainingConfig(Config):
     log_every: int = 10
 
 
-class Draw(NamedTuple):
+@dataclass(frozen=True)
+class Draw:
     """Which sample of a dataset, and the seed of everything random in this use of it."""
 
     index: int
     seed: int
 
 
+@runtime_checkable
 class Samples(Protocol):
     """A dataset of this loop: `dataset[Draw]` gives a sample, `collate` makes a batch that has `.to(device)`."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, draw: Draw) -> Any: ...
     def collate(self, samples: list[Any]) -> Any: ...
-
-
-class Objective(Protocol):
-    """A module whose forward takes a batch and returns a dict of scalars with `loss`, and says how fast each weight learns."""
-
-    def __call__(self, batch: Any) -> dict[str, Tensor]: ...
-    def learning_rate_scale(self, name: str) -> float: ...
 
 
 class SampleOrder:
@@ -153,7 +149,7 @@ class TrainingResult:
     """Where a finished run left its records, and how long it trained; `objective` carries the averaged weights if any."""
 
     folder: Path
-    records: list[dict[str, float]]
+    records: list[Record]
     seconds: float
 
 
@@ -179,6 +175,7 @@ def train(
     ema = ModelEmaV3(objective, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         plugin = accelerator.state.deepspeed_plugin
+        assert plugin is not None
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.batch_size // accelerator.num_processes
     model, optimizer = accelerator.prepare(objective, optimizer)
     if ema is not None:
@@ -305,7 +302,7 @@ def _move_content(source: Path, target: Path) -> None:
     source.rmdir()
 
 
-def _resume(accelerator: Accelerator, folder: Path) -> tuple[int, list[dict[str, float]]]:
+def _resume(accelerator: Accelerator, folder: Path) -> tuple[int, list[Record]]:
     """Load the newest good checkpoint; return its step and the records up to it. Later records are dropped: they will recur."""
     found = newest_good_checkpoint(folder / "checkpoints")
     step = 0
@@ -322,7 +319,7 @@ def _resume(accelerator: Accelerator, folder: Path) -> tuple[int, list[dict[str,
     return step, kept
 
 
-def read_records(path: Path) -> list[dict[str, float]]:
+def read_records(path: Path) -> list[Record]:
     """The rows of a metrics.jsonl; a last line cut short by a crash is left out."""
     records = []
     for line in path.read_text().splitlines():
@@ -333,7 +330,7 @@ def read_records(path: Path) -> list[dict[str, float]]:
     return records
 
 
-def _append_record(folder: Path, record: dict[str, float]) -> None:
+def _append_record(folder: Path, record: Record) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(record) + "\n")

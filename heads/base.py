@@ -147,6 +147,10 @@ class Head(nn.Module):
         """Findings of a batch of one; `source` names the model, `mask_path` is where the label map will be written."""
         raise NotImplementedError
 
+    def classes_of(self, labels: np.ndarray) -> np.ndarray:
+        """Dense heads: the values of a label map as class indices, 0 being none of the head's structures."""
+        raise NotImplementedError
+
     def refuse(self, *, source: str, why: str) -> list[Finding]:
         """What `read` would have found, each as not assessed, and why."""
         raise NotImplementedError

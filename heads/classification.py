@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float
-from timm.layers import AttentionPoolLatent
+from timm.layers.attention_pool import AttentionPoolLatent
 from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_auroc, multiclass_accuracy, multiclass_auroc
 

@@ -114,9 +114,9 @@ class Head(LabelMapHead):
         )
         self.merge = nn.ModuleList(conv_block(2 * fine, fine) for fine in widths[1:])
         self.classify = nn.Conv3d(full, 1 + len(config.structures), kernel_size=1)
-        for up in self.up:
+        for up, width in zip(self.up, widths, strict=False):
             # torch's default gives a third of this, and after three levels what the encoder says is drowned by the stem.
-            nn.init.normal_(up.weight, std=up.in_channels**-0.5)
+            nn.init.normal_(up.get_parameter("weight"), std=width**-0.5)
 
     def forward(self, features: Features, batch: StudyBatch) -> Float[Tensor, "batch classes x y z"]:
         assert batch.voxels is not None and batch.has_series is not None

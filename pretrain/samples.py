@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import nibabel as nib
 import numpy as np
 import torch
 from jaxtyping import Float
+from nibabel.affines import apply_affine
 from torch import Tensor
 
 from foundation.preprocess import Grid, Intensity, find_body, resample, to_closest_ras
@@ -97,7 +97,7 @@ class MaskedStudies:
 def box_tokens(study: Sequence[Ready], rng: np.random.Generator, crop: CropConfig) -> Tokens:
     """Tokens of one box in the patient, from every series that reaches into it, each on its own axes."""
     spacing = draw_spacing(rng, crop)
-    anchor = study[rng.integers(len(study))]
+    anchor = study[int(rng.integers(len(study)))]
     inside = np.flatnonzero(anchor.body)
     voxel = np.unravel_index(inside[rng.integers(len(inside))], anchor.body.shape)
     centre_mm = anchor.series.to_patient_mm(np.asarray(voxel))
@@ -118,7 +118,7 @@ def draw_spacing(rng: np.random.Generator, crop: CropConfig) -> np.ndarray:
 def _series_tokens(ready: Ready, centre_mm: np.ndarray, spacing: np.ndarray, voxels: int, number: int) -> Tokens:
     """The box's tokens from one series; none where the box holds nothing of its body."""
     series = ready.series
-    centre = nib.affines.apply_affine(np.linalg.inv(series.affine), centre_mm)
+    centre = apply_affine(np.linalg.inv(series.affine), centre_mm)
     reach = voxels * spacing / series.spacing_mm / 2
     shape = np.asarray(series.shape)
     # Near the edge the box is pushed back inside, so that it is as large as the series allows.
@@ -127,7 +127,7 @@ def _series_tokens(ready: Ready, centre_mm: np.ndarray, spacing: np.ndarray, vox
     box = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
     x, y, z = (int(n) for n in last - first)
     affine = series.affine.copy()
-    affine[:3, 3] = nib.affines.apply_affine(series.affine, first)
+    affine[:3, 3] = apply_affine(series.affine, first)
     grid = Grid((x, y, z), affine)
     new = grid.with_spacing(spacing)
     stacked = torch.from_numpy(

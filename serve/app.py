@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -88,6 +89,10 @@ class OpenStudy:
         """The corners of the box around every series."""
         corners = np.concatenate([_corners_mm(series) for series in self.result.study.series])
         return np.floor(corners.min(axis=0)).tolist(), np.ceil(corners.max(axis=0)).tolist()
+
+    def step_mm(self) -> float:
+        """How far to move so that some series shows its next plane."""
+        return max(0.1, round(min(float(series.spacing_mm.min()) for series in self.result.study.series), 1))
 
     def place_of(self, finding: Finding) -> list[float] | None:
         """Where the three planes all show the finding, None if it is nowhere.
@@ -195,7 +200,7 @@ def build_app(models: Sequence[Path]) -> gr.Blocks:
                 planes = gr.HTML(EMPTY, elem_id="planes")
                 with gr.Column(visible=False) as results:
                     with gr.Row():
-                        at_mm = [gr.Slider(label=axis, step=0.5, buttons=[]) for axis in AXES]
+                        at_mm = [gr.Slider(label=axis, buttons=[]) for axis in AXES]
                     with gr.Row():
                         series = gr.Dropdown(label="Series", type="value", min_width=200)
                         mask = gr.Dropdown(label="Outlines of", min_width=200)
@@ -231,6 +236,7 @@ def build_app(models: Sequence[Path]) -> gr.Blocks:
             masks = [(Path(name).name.removesuffix(".nii.gz"), name) for name in study.result.masks]
             names = [(f"{one.name} ({one.contrast})", index) for index, one in enumerate(study.result.study.series)]
             first, start = (masks[0][1] if masks else None), study.start_mm()
+            step = study.step_mm()
             limits = zip(at_mm, *study.bounds_mm(), _rounded(start), strict=True)
             return {
                 opened: study,
@@ -239,7 +245,10 @@ def build_app(models: Sequence[Path]) -> gr.Blocks:
                 series: gr.update(choices=names, value=0, visible=len(names) > 1),
                 mask: gr.update(choices=masks, value=first, visible=bool(masks)),
                 overlay: gr.update(value=True, visible=bool(masks)),
-                **{one: gr.update(minimum=low, maximum=high, value=value) for one, low, high, value in limits},
+                **{
+                    one: gr.update(minimum=low, maximum=high, value=value, step=step)
+                    for one, low, high, value in limits
+                },
                 table: findings_table(study.result.reading),
                 report: report_html(study.result.reading, study.result.draft),
                 results: gr.update(visible=True),
@@ -287,17 +296,18 @@ def build_app(models: Sequence[Path]) -> gr.Blocks:
 
 def launch(models: Sequence[Path], host: str, port: int) -> None:
     """The `larmor serve` command: the page until it is interrupted, and nothing of anybody's images after that."""
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        got = f"{host}:{port}, {error.strerror}"
+        raise InputError("the address is free", got=got, remedy="Name another with --port or --host.") from None
     with TemporaryDirectory(prefix="larmor-", ignore_cleanup_errors=True) as folder:  # readable by this user only
         os.environ["GRADIO_TEMP_DIR"] = folder
         page = build_app(models)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's stop cleans up as Ctrl-C does
-        try:
-            _, address, _ = page.launch(server_name=host, server_port=port, prevent_thread_lock=True, **PRIVATE)
-        except OSError:
-            remedy = "Name another with --port or --host."
-            raise InputError("the address is free to listen on", got=f"{host}:{port}", remedy=remedy) from None
+        _, address, _ = page.launch(server_name=host, server_port=port, prevent_thread_lock=True, **PRIVATE)
         print(f"Larmor is at {address}", flush=True)
-        if host not in ("127.0.0.1", "localhost", "::1"):
+        if host not in ("127.0.0.1", "localhost"):
             print("Whoever reaches this address can use the page: there is no password.", flush=True)
         page.block_thread()
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -63,7 +63,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that outlines everything, of a structure that occurs on both sides."""
     structure = Structure(value=1, name="tissue", paired=True)
     head = parse_head({"kind": "segmentation", "structures": [structure.model_dump()]})
-    encoder = EncoderConfig.of_size("tiny", depth=1)
+    encoder = EncoderConfig(depth=1)
     task = TaskModel.build(Encoder(encoder), head)
     with torch.no_grad():
         task.head.classify.weight.zero_()
@@ -81,6 +81,15 @@ def opened(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     files = [phantom(tmp_path / "sub-1_T1w.nii.gz"), phantom(tmp_path / "sub-1_T2w.nii.gz", 6.0, -90.0)]
     return OpenStudy.of(read_study(study_of(files), load_models([model])))
+
+
+def built(models: list[Path]) -> gr.Blocks:
+    """The page, made where an event loop runs: elsewhere gradio makes loops of its own and never closes them."""
+
+    async def build() -> gr.Blocks:
+        return build_app(models)
+
+    return asyncio.run(build())
 
 
 # ------------------------------------------------------------------------------------------------ uploads
@@ -116,11 +125,11 @@ def test_what_is_no_study_is_an_input_error(names: list[str], tmp_path: Path):
 
 def test_planes_follow_the_point_and_the_outlines_can_be_hidden(opened: OpenStudy):
     (mask,) = opened.result.masks
-    bare, moved = opened.planes(0, None, (0, 0, 0)), opened.planes(0, None, (30, 10, 20))
+    bare, moved = opened.planes(0, None, (0.0, 0.0, 0.0)), opened.planes(0, None, (30.0, 10.0, 20.0))
     assert bare.shape == moved.shape and not np.array_equal(bare, moved)
     for series in (0, 1):  # the second lies on another grid
-        outlined = opened.planes(series, mask, (0, 0, 0))
-        assert is_orange(outlined) and not is_orange(opened.planes(series, None, (0, 0, 0)))
+        outlined = opened.planes(series, mask, (0.0, 0.0, 0.0))
+        assert is_orange(outlined) and not is_orange(opened.planes(series, None, (0.0, 0.0, 0.0)))
 
 
 def is_orange(picture: np.ndarray) -> bool:
@@ -133,6 +142,7 @@ def test_a_finding_leads_to_its_place(opened: OpenStudy):
     places = opened.place_of(right), opened.place_of(left)
     assert places[0] and places[1] and places[0][0] > 0 > places[1][0]
     assert opened.start_mm() == places[0]
+    assert opened.step_mm() == 4
     low, high = opened.bounds_mm()
     assert all(a <= x <= b for a, x, b in zip(low, places[0], high, strict=True))
     assert opened.place_of(right.model_copy(update={"evidence": None})) is None
@@ -146,12 +156,8 @@ def test_without_models_there_are_images(tmp_path: Path, monkeypatch: pytest.Mon
     assert np.allclose(study.start_mm(), 0, atol=4)
     assert study.planes(0, None, study.start_mm()).any()
     assert "No structures were assessed" in report_html(study.result.reading, study.result.draft)
-    with build_app([]) as page:
-        assert any("nothing is assessed" in str(block.value) for block in page.blocks.values() if is_html(block))
-
-
-def is_html(block: object) -> bool:
-    return isinstance(block, gr.HTML)
+    texts = [block.value for block in built([]).blocks.values() if isinstance(block, gr.HTML)]
+    assert any("nothing is assessed" in text for text in texts)
 
 
 def test_downloads_are_whole_and_go_with_the_study(opened: OpenStudy, tmp_path: Path):
@@ -177,24 +183,20 @@ def test_text_from_files_is_escaped(opened: OpenStudy):
 
 
 def test_the_page_is_closed_to_the_outside(model: Path):
-    page = build_app([model])
+    page = built([model])
     assert all(event.api_visibility == "private" for event in page.fns.values())
     assert not page.analytics_enabled and not page.api_open
     assert PRIVATE["share"] is PRIVATE["run_history"] is PRIVATE["enable_monitoring"] is PRIVATE["ssr_mode"] is False
     assert PRIVATE["theme"]._stylesheets == []
 
 
-def test_an_address_in_use_is_an_input_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("GRADIO_TEMP_DIR", "restored afterwards")
-    monkeypatch.setenv("LARMOR_MODELS", str(tmp_path))
-    before = signal.getsignal(signal.SIGTERM)
+def test_an_address_in_use_is_an_input_error():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=str(port)):
             launch([], "127.0.0.1", port)
-    signal.signal(signal.SIGTERM, before)
 
 
 # ------------------------------------------------------------------------------------------------ in a browser

@@ -1,0 +1,171 @@
+"""Several ways of fitting the same task, over seeds, on the same test cases: a table with intervals, and a picture.
+
+A figure is the mean over seeds; its interval is a bootstrap over cases of that mean, so it says how sure we are about these
+seeds on other patients. Runs that are already in the folder are not repeated.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune.config import FinetuneConfig
+from finetune.evaluate import Interval, bootstrap
+from finetune.run import finetune, make_model
+from finetune.samples import read_labelled
+from foundation.config import load_config, parse_config, save_config
+from foundation.errors import InputError
+from foundation.figures import ScoreRow, plot_dice_table
+from foundation.files import write_aside
+from foundation.reading.collection import read_manifest
+from heads.base import Head
+
+Cases = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A row of the table: what it is called and in which config keys it differs, written as on the command line."""
+
+    title: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A contender's figures, its mean training time, and its main figure minus the first contender's, paired by case."""
+
+    title: str
+    figures: dict[str, Interval]
+    training_seconds: float
+    difference: Interval | None
+    model_folder: Path
+
+
+@dataclass(frozen=True)
+class Comparison:
+    task: str
+    main_figure: str
+    num_labels: int
+    num_cases: int
+    seeds: tuple[int, ...]
+    scores: tuple[Score, ...]
+
+    def table(self) -> str:
+        """Markdown: one row per contender."""
+        lines = [
+            f"**{self.task}**, {self.num_labels} labels, {self.num_cases} test studies, seeds {', '.join(map(str, self.seeds))}; "
+            "mean over seeds [bootstrap 95 % interval over studies].",
+            "",
+            f"| fitted how | {self.main_figure} | minus the first row | training, s |",
+            "|---|---|---|---|",
+        ]
+        for score in self.scores:
+            difference = "" if score.difference is None else str(score.difference)
+            lines.append(
+                f"| {score.title} | {score.figures[self.main_figure]} | {difference} | {score.training_seconds:.0f} |"
+            )
+        return "\n".join(lines)
+
+
+def compare(
+    config: FinetuneConfig, contenders: Sequence[Contender], folder: Path, *, seeds: Sequence[int] = (0,), note: str = ""
+) -> Comparison:
+    """Run every contender with every seed; write comparison.md, comparison.json and comparison.png into `folder`.
+
+    `note` is printed under the table, for example that its cohort is synthetic.
+    """
+    collection = read_manifest(config.data.manifest)
+    head = make_model(config.model_copy(update={"recipe": "scratch"})).head
+    test = read_labelled(
+        collection, collection.split(config.data.test_split), head, config.data.spacing_mm, label="read test studies"
+    )
+    if not test:
+        raise InputError("a comparison has test studies", got="none", remedy="Name another data.test_split.", file=collection.path)
+    runs: dict[str, list[Cases]] = {}
+    seconds: dict[str, float] = {}
+    for seed in seeds:
+        for contender in contenders:
+            place = folder / f"{contender.title.replace(' ', '-')}-seed{seed}"
+            run = _changed(config, {**contender.changes, "folder": str(place), "training.seed": seed})
+            content = _finished(run)
+            if content is None:
+                finetune(run, test_studies=test)
+                content = _finished(run)
+                assert content is not None
+            runs.setdefault(contender.title, []).append(content["cases"])
+            seconds[contender.title] = seconds.get(contender.title, 0) + content["training_seconds"] / len(seeds)
+            num_labels = content["num_labels"]
+    first = _pooled(runs[contenders[0].title])
+    scores = []
+    for contender in contenders:
+        own = _pooled(runs[contender.title])
+        figures = bootstrap(own, lambda cases: _mean_over_seeds(cases, head))
+        main = next(iter(figures))
+        difference = None
+        if contender is not contenders[0]:
+            pairs = list(zip(own, first, strict=True))
+            difference = bootstrap(pairs, lambda pairs, main=main: _difference(pairs, head, main))[main]
+        place = folder / f"{contender.title.replace(' ', '-')}-seed{seeds[0]}" / "model"
+        scores.append(Score(contender.title, figures, seconds[contender.title], difference, place))
+    comparison = Comparison(config.name, main, num_labels, len(test), tuple(seeds), tuple(scores))
+    _save(comparison, runs, folder, note)
+    return comparison
+
+
+def _changed(config: FinetuneConfig, changes: Mapping[str, Any]) -> FinetuneConfig:
+    values = config.model_dump(mode="json")
+    for key, value in changes.items():
+        *parents, leaf = key.split(".")
+        group = values
+        for parent in parents:
+            group = group[parent]
+        group[leaf] = value
+    return parse_config(FinetuneConfig, values)
+
+
+def _finished(run: FinetuneConfig) -> dict[str, Any] | None:
+    """What an earlier run of exactly this config measured, if it finished."""
+    metrics, config = run.folder / "metrics.json", run.folder / "config.yaml"
+    if not (metrics.exists() and config.exists() and load_config(FinetuneConfig, config) == run):
+        return None
+    return json.loads(metrics.read_text())
+
+
+def _pooled(seeds: Sequence[Cases]) -> list[tuple[dict[str, float], ...]]:
+    """Per case, what each seed measured; null in the file is not a number here."""
+
+    def numbers(case: Mapping[str, Any]) -> dict[str, float]:
+        return {name: float("nan") if value is None else value for name, value in case.items()}
+
+    return [tuple(numbers(cases[name]) for cases in seeds) for name in sorted(seeds[0])]
+
+
+def _mean_over_seeds(cases: Sequence[tuple[dict[str, float], ...]], head: Head) -> dict[str, float]:
+    summaries = [head.summarise(one_seed) for one_seed in zip(*cases, strict=True)]
+    return {name: float(np.mean([summary[name] for summary in summaries])) for name in summaries[0]}
+
+
+def _difference(pairs: Sequence[tuple[Any, Any]], head: Head, main: str) -> dict[str, float]:
+    ours, theirs = zip(*pairs, strict=True)
+    return {main: _mean_over_seeds(ours, head)[main] - _mean_over_seeds(theirs, head)[main]}
+
+
+def _save(comparison: Comparison, runs: Mapping[str, list[Cases]], folder: Path, note: str) -> None:
+    with write_aside(folder / "comparison.md") as aside:
+        aside.write_text(f"{comparison.table()}\n\n{note}\n")
+    with write_aside(folder / "comparison.json") as aside:
+        aside.write_text(json.dumps({**asdict(comparison), "note": note}, indent=2, default=str) + "\n")
+    rows = []
+    for score in comparison.scores:
+        interval = score.figures[comparison.main_figure]
+        own = _pooled(runs[score.title])
+        values = [[seed[comparison.main_figure] for seed in case] for case in own if comparison.main_figure in case[0]]
+        cases = tuple(float(np.mean(value)) for value in values)
+        rows.append(ScoreRow(score.title, interval.mean, interval.low, interval.high, cases))
+    plot_dice_table(folder / "comparison.png", rows, score=comparison.main_figure)
