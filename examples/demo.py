@@ -29,7 +29,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/demo"))
     parser.add_argument("--subjects", type=int, default=80)
-    parser.add_argument("--quick", action="store_true", help="a few steps of everything: shows that it runs, not how well")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few steps of everything: shows that it runs, not how well"
+    )
     arguments = parser.parse_args()
     began = time.perf_counter()
     written = run(arguments.folder, arguments.subjects, quick=arguments.quick)

@@ -18,7 +18,7 @@ from finetune.config import FinetuneConfig
 from finetune.evaluate import Interval, bootstrap
 from finetune.run import finetune, make_model
 from finetune.samples import read_labelled
-from foundation.config import load_config, parse_config, save_config
+from foundation.config import load_config, parse_config
 from foundation.errors import InputError
 from foundation.figures import ScoreRow, plot_dice_table
 from foundation.files import write_aside
@@ -74,7 +74,12 @@ class Comparison:
 
 
 def compare(
-    config: FinetuneConfig, contenders: Sequence[Contender], folder: Path, *, seeds: Sequence[int] = (0,), note: str = ""
+    config: FinetuneConfig,
+    contenders: Sequence[Contender],
+    folder: Path,
+    *,
+    seeds: Sequence[int] = (0,),
+    note: str = "",
 ) -> Comparison:
     """Run every contender with every seed; write comparison.md, comparison.json and comparison.png into `folder`.
 
@@ -86,7 +91,9 @@ def compare(
         collection, collection.split(config.data.test_split), head, config.data.spacing_mm, label="read test studies"
     )
     if not test:
-        raise InputError("a comparison has test studies", got="none", remedy="Name another data.test_split.", file=collection.path)
+        raise InputError(
+            "a comparison has test studies", got="none", remedy="Name another data.test_split.", file=collection.path
+        )
     runs: dict[str, list[Cases]] = {}
     seconds: dict[str, float] = {}
     for seed in seeds:

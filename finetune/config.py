@@ -52,14 +52,17 @@ class AugmentConfig(Config):
 
 
 class FinetuneConfig(Config):
-    """`encoder` is a pretrained model folder; None starts from random weights of `size`.
+    """One task, one way of fitting it.
 
-    `recipe` says what of the encoder learns: everything from random weights (scratch), nothing (frozen), adapters (lora: for
-    dense heads also norms and patch embedding), or everything (full). What of it learns does so at `encoder_rate` times the
-    head's rate. `dynunet` is the baseline, MONAI's DynUNet from random weights, with the same samples and loop.
+    `caution` is what every reading by this model must say of it. `encoder` is a pretrained model folder; None starts from
+    random weights of `size`. `recipe` says what of the encoder learns: everything from random weights (scratch), nothing
+    (frozen), adapters (lora: for dense heads also norms and patch embedding), or everything (full). What of it learns does
+    so at `encoder_rate` times the head's rate. `dynunet` is the baseline, MONAI's DynUNet from random weights, with the same
+    samples and loop.
     """
 
     name: str
+    caution: str | None = None
     folder: Path = Path("runs/finetune")
     encoder: Path | None = None
     size: Size = "tiny"

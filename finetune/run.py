@@ -77,6 +77,7 @@ def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None
             model_folder = config.folder / "model"
             task = TaskConfig(
                 name=config.name,
+                caution=config.caution,
                 encoder=model.encoder.config,
                 head=config.head,
                 spacing_mm=config.data.spacing_mm,

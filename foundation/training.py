@@ -171,7 +171,7 @@ def train(
     accelerator = accelerator or make_accelerator(config.precision)
     main = accelerator.is_main_process
     parameters = _parameter_groups(objective, config)
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=config.betas)
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=config.betas, fused=True)
     ema = ModelEmaV3(objective, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         plugin = accelerator.state.deepspeed_plugin

@@ -208,6 +208,7 @@ class TaskConfig(Config):
     """Everything that rebuilds a task model but its weights."""
 
     name: str
+    caution: str | None
     encoder: EncoderConfig
     head: SerializeAsAny[HeadConfig]
     spacing_mm: tuple[float, float, float]

@@ -7,6 +7,7 @@ each series alone and its maps are averaged, so a missing series changes nothing
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
@@ -162,9 +163,11 @@ def score_labels(
     box = _bounding_box(one_hot[0] | one_hot[1])
     guess, real = (mask[box] for mask in one_hot)
     dice = compute_dice(guess, real, ignore_empty=False)[0]
-    distance = compute_hausdorff_distance(
-        guess, real, include_background=True, percentile=95, spacing=spacing_mm.tolist()
-    )[0]
+    with warnings.catch_warnings():  # MONAI warns of an argument that it passes to itself
+        warnings.simplefilter("ignore", FutureWarning)
+        distance = compute_hausdorff_distance(
+            guess, real, include_background=True, percentile=95, spacing=spacing_mm.tolist()
+        )[0]
     scores = {"dice": float(dice.mean())}
     for index, structure in enumerate(structures):
         scores[f"dice {structure.name}"] = float(dice[index])

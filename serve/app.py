@@ -168,9 +168,10 @@ def planes_html(picture: np.ndarray, caption: str) -> str:
 
 def page_error(error: InputError) -> gr.Error:
     """The complaint without the folder that an upload happens to lie in; gradio shows messages as HTML."""
-    file = "" if error.file is None else f"<b>{escape(Path(error.file).name)}</b><br>"
-    message = f"{file}{escape(error.rule)} (got {escape(str(error.got))}).<br>{escape(error.remedy)}"
-    return gr.Error(message, title="The study was not read", duration=None, print_exception=False)
+    what = "The study" if error.file is None else Path(error.file).name
+    lines = (f"Needed: {error.rule}.", f"Found: {error.got}.", error.remedy)
+    message = "<br>".join([f"<b>{escape(what)} was not read.</b>", *map(escape, lines)])
+    return gr.Error(message, duration=None, print_exception=False)
 
 
 # ------------------------------------------------------------------------------------------------ the page
@@ -236,7 +237,7 @@ def build_app(models: Sequence[Path]) -> gr.Blocks:
             masks = [(Path(name).name.removesuffix(".nii.gz"), name) for name in study.result.masks]
             names = [(f"{one.name} ({one.contrast})", index) for index, one in enumerate(study.result.study.series)]
             first, start = (masks[0][1] if masks else None), study.start_mm()
-            step = study.step_mm()
+            step, rows = study.step_mm(), findings_table(study.result.reading)
             limits = zip(at_mm, *study.bounds_mm(), _rounded(start), strict=True)
             return {
                 opened: study,
@@ -249,7 +250,7 @@ def build_app(models: Sequence[Path]) -> gr.Blocks:
                     one: gr.update(minimum=low, maximum=high, value=value, step=step)
                     for one, low, high, value in limits
                 },
-                table: findings_table(study.result.reading),
+                table: gr.update(value=rows, visible=bool(rows)),
                 report: report_html(study.result.reading, study.result.draft),
                 results: gr.update(visible=True),
                 takeaway: gr.update(visible=True),
@@ -265,16 +266,16 @@ def build_app(models: Sequence[Path]) -> gr.Blocks:
             name = study.result.study.series[series].name
             return planes_html(picture, f"{name} at {_directions((x, y, z))}")
 
-        def go(study: OpenStudy | None, series: int, event: gr.SelectData) -> dict[Any, Any]:
+        def go(study: OpenStudy | None, series: int, mask_name: str | None, event: gr.SelectData) -> dict[Any, Any]:
             """To the finding of a row, which is known by its number because the table can be sorted."""
             if study is None:
-                return {}
+                return gr.skip()
             finding = study.result.reading.findings[int(event.row_value[0]) - 1]
             place = study.place_of(finding)
             if place is None:
                 gr.Info(f"{escape(finding.name)}: there is no place to show.")
-                return {}
-            mask_name = finding.evidence and finding.evidence.mask
+                return gr.skip()
+            mask_name = (finding.evidence and finding.evidence.mask) or mask_name
             return {
                 planes: look(study, series, mask_name, True, *place),
                 mask: mask_name,
@@ -290,7 +291,7 @@ def build_app(models: Sequence[Path]) -> gr.Blocks:
         )  # fmt: skip
         for control in (series, mask, overlay, *at_mm):
             control.input(look, view, planes, trigger_mode="always_last", **options)
-        table.select(go, [opened, series], [planes, mask, overlay, *at_mm], trigger_mode="always_last", **options)
+        table.select(go, [opened, series, mask], [planes, mask, overlay, *at_mm], trigger_mode="always_last", **options)
     return page.queue(max_size=MAX_WAITING, api_open=False)
 
 
@@ -321,6 +322,7 @@ header h1 { margin: 0; font-size: 1.25rem; font-weight: 650; letter-spacing: .01
           border-left: 3px solid #e69f00; }
 .banner b { color: inherit; }
 .html-container { padding: 0 !important; }
+.file-preview td { padding-inline: .3rem !important; }
 .quiet { margin: 0; font-size: .85rem; color: var(--body-text-color-subdued); }
 .warning { margin: 0 0 .3rem; padding-left: .6rem; font-size: .9rem; border-left: 3px solid #e69f00; }
 .planes { margin: 0; padding: 1rem; background: #000; border-radius: 6px; text-align: center; }

@@ -109,7 +109,10 @@ def read_study(study: Study, models: Sequence[LoadedModel]) -> StudyReading:
             ModelUsed(name=one.config.name, weights_sha256=one.weights_sha256, card=str(one.folder / "card.md"))
             for one in models
         ),
-        warnings=tuple(_warnings(study)),
+        warnings=(
+            *_warnings(study),
+            *(f"{one.config.name}: {one.config.caution}" for one in models if one.config.caution),
+        ),
     )
     return StudyReading(study, reading, draft(reading), masks)
 

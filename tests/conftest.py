@@ -81,3 +81,46 @@ def nifti_file(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def make_collection(tmp_path: Path) -> Callable[..., Path]:
+    """`make_collection(num_subjects)`: heads-like balls of two contrasts with a labelled core, some missing a series.
+
+    The core's size decides `targets.large`; every third subject is for testing. Returns the manifest's path.
+    """
+    from foundation.reading.collection import Row, SeriesEntry, write_manifest
+    from foundation.reading.nifti import write_labels, write_volume
+
+    def make(num_subjects: int = 6, *, num_series: int = 2) -> Path:
+        rows = []
+        for subject in range(num_subjects):
+            rng = np.random.default_rng(subject)
+            large = subject % 2
+            index = np.stack(np.meshgrid(*[np.arange(26)] * 3, indexing="ij"), axis=-1)
+            radius = np.linalg.norm(index - 12.5 - rng.uniform(-1, 1, 3), axis=-1)
+            labels = (radius < 3 + 3 * large).astype(np.int16)
+            affine = grid(("RAS", "LAS", "PSR")[subject % 3], (4.0, 4.0, 4.0))
+            entries = []
+            for contrast, core in (("T1w", 30.0), ("T2w", 200.0))[:num_series]:
+                if num_series == 2 and contrast == "T2w" and subject % 4 == 3:
+                    continue
+                voxels = np.select([labels > 0, radius < 11], [core, 100.0], 0.0) + 5 * rng.random(radius.shape)
+                name = f"sub-{subject:02d}_{contrast}.nii.gz"
+                series = Series(voxels.astype(np.float32), affine, name=name)
+                write_volume(tmp_path / name, series.voxels, series)
+                entries.append(SeriesEntry(path=name, contrast=contrast))  # type: ignore[arg-type]
+            write_labels(tmp_path / f"sub-{subject:02d}_core.nii.gz", labels, series)
+            rows.append(
+                Row(
+                    subject=f"sub-{subject:02d}",
+                    series=tuple(entries),
+                    mask=f"sub-{subject:02d}_core.nii.gz",
+                    targets={"large": large, "size_ml": float(labels.sum()) * 0.064},
+                    split="test" if subject % 3 == 2 else "train",
+                )
+            )
+        write_manifest(tmp_path / "manifest.jsonl", rows)
+        return tmp_path / "manifest.jsonl"
+
+    return make

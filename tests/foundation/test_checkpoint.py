@@ -32,7 +32,7 @@ def test_what_is_saved_is_what_loads(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["card.md", "config.json", "model.safetensors"]
 
 
-def change_weights(folder: Path, change) -> None:  # noqa: ANN001
+def change_weights(folder: Path, change) -> None:
     path = folder / "model.safetensors"
     weights = safetensors.torch.load_file(path)
     change(weights)
@@ -47,7 +47,7 @@ def change_weights(folder: Path, change) -> None:  # noqa: ANN001
         (lambda weights: weights.update({"norm.weight": torch.zeros(3)}), r"norm.weight \(3,\) instead of \(64,\)"),
     ],
 )
-def test_a_missing_extra_or_misshapen_tensor_is_an_input_error(folder: Path, change, said: str) -> None:  # noqa: ANN001
+def test_a_missing_extra_or_misshapen_tensor_is_an_input_error(folder: Path, change, said: str) -> None:
     change_weights(folder, change)
     with pytest.raises(InputError, match=said) as caught:
         Encoder.load(folder)
@@ -101,7 +101,7 @@ def test_saving_again_replaces_the_folder_whole(folder: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["model"], "nothing aside is left"
 
 
-def write_number(number: int):  # noqa: ANN201
+def write_number(number: int):
     return lambda aside: (aside / "state.bin").write_bytes(bytes([number]) * 100)
 
 

@@ -26,7 +26,9 @@ def test_every_config_resolves_and_survives_saving(kind: str, path: Path, tmp_pa
 
 
 def test_an_override_wins_over_the_file_and_reads_numbers() -> None:
-    config = load_config(PretrainConfig, CONFIGS / "pretrain" / "tiny.yaml", ["training.learning_rate=1e-4", "splits=null"])
+    config = load_config(
+        PretrainConfig, CONFIGS / "pretrain" / "tiny.yaml", ["training.learning_rate=1e-4", "splits=null"]
+    )
     assert config.training.learning_rate == 1e-4
     assert config.splits is None
 
@@ -53,7 +55,9 @@ def test_a_misspelt_key_or_value_is_named_with_its_remedy(override: str, suggest
 
 def test_a_misspelt_head_key_inside_a_file_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "task.yaml"
-    path.write_text("name: x\nhead: {kind: classification, target: t, classes: [a, b], droput: 0.1}\ndata: {manifest: m.jsonl}\n")
+    path.write_text(
+        "name: x\nhead: {kind: classification, target: t, classes: [a, b], droput: 0.1}\ndata: {manifest: m.jsonl}\n"
+    )
     with pytest.raises(InputError, match="Did you mean 'dropout'") as caught:
         load_config(FinetuneConfig, path)
     assert caught.value.file == str(path)

@@ -90,7 +90,8 @@ def test_flipping_left_and_right_moves_positions(study: Study) -> None:
         (first.with_voxels(first.voxels[::-1].copy(), first.affine @ _reversal(first.shape[0])),),
     )
     place = {
-        name: tokens_of(one).centre_mm[0] for name, one in {"as it is": Study("a", (first,)), "mirrored": mirrored}.items()
+        name: tokens_of(one).centre_mm[0]
+        for name, one in {"as it is": Study("a", (first,)), "mirrored": mirrored}.items()
     }
     assert torch.allclose(place["as it is"][:, 0].mean(), -place["mirrored"][:, 0].mean(), atol=9.0)
     assert abs(float(place["as it is"][:, 0].mean())) > 2
@@ -119,7 +120,9 @@ def test_every_parameter_gets_a_gradient(study: Study) -> None:
     assert without == []
 
 
-@pytest.mark.parametrize(("size", "width", "depth"), [("tiny", 192, 6), ("small", 384, 12), ("base", 768, 12), ("large", 1024, 24)])
+@pytest.mark.parametrize(
+    ("size", "width", "depth"), [("tiny", 192, 6), ("small", 384, 12), ("base", 768, 12), ("large", 1024, 24)]
+)
 def test_sizes(size: str, width: int, depth: int) -> None:
     config = EncoderConfig.of_size(size)  # type: ignore[arg-type]
     assert (config.width, config.depth) == (width, depth)

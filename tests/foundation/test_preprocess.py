@@ -162,4 +162,6 @@ def test_labels_go_to_the_grid_and_back(affine: np.ndarray) -> None:
     back = prepared.labels_from_grid(scores)
     assert back.shape == labels.shape
     for value in (1, 2):
-        assert 2 * ((back == value) & (labels == value)).sum() / ((back == value).sum() + (labels == value).sum()) > 0.95
+        assert (
+            2 * ((back == value) & (labels == value)).sum() / ((back == value).sum() + (labels == value).sum()) > 0.95
+        )

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,14 @@ from foundation.errors import InputError
 from foundation.training import Draw, SampleOrder, TrainingConfig, fold, read_records, seeded, train
 
 CONFIG = TrainingConfig(
-    steps=20, batch_size=4, warmup_steps=4, learning_rate=1e-2, ema_decay=0.9, precision="fp32", checkpoint_every=5, log_every=1
+    steps=20,
+    batch_size=4,
+    warmup_steps=4,
+    learning_rate=1e-2,
+    ema_decay=0.9,
+    precision="fp32",
+    checkpoint_every=5,
+    log_every=1,
 )
 
 
@@ -118,7 +126,7 @@ def test_a_record_cut_short_by_a_crash_is_left_out(tmp_path: Path) -> None:
 def test_the_order_does_not_depend_on_the_number_of_processes() -> None:
     def batches(world_size: int) -> list[set[Draw]]:
         orders = [SampleOrder(10, CONFIG, start=0, rank=rank, world_size=world_size) for rank in range(world_size)]
-        return [set(sum(slices, [])) for slices in zip(*orders, strict=True)]
+        return [set(chain.from_iterable(slices)) for slices in zip(*orders, strict=True)]
 
     assert batches(1) == batches(2) == batches(4)
 

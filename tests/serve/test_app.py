@@ -69,7 +69,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         task.head.classify.weight.zero_()
         task.head.classify.bias.copy_(torch.tensor([0.0, 1.0]))
     scope = Scope(contrasts=("T1w",), smallest_extent_mm=(100.0,) * 3, largest_extent_mm=(250.0,) * 3)
-    config = TaskConfig(name="all", encoder=encoder, head=head, spacing_mm=(8.0,) * 3, scope=scope)
+    config = TaskConfig(name="all", caution=None, encoder=encoder, head=head, spacing_mm=(8.0,) * 3, scope=scope)
     folder = tmp_path_factory.mktemp("models") / "all"
     save_task(folder, task, config, card="outlines everything", provenance={})
     return folder
@@ -284,8 +284,8 @@ def test_a_study_is_read_looked_at_and_refused(server: Server, tmp_path: Path):
         expect(page.locator(".file-preview")).to_be_visible()
         button.click()
         message = page.locator(".toast-body")
-        expect(message).to_contain_text("The study was not read")
-        expect(message).to_contain_text("broken_T1w.nii.gz")
+        expect(message).to_contain_text("broken_T1w.nii.gz was not read")
+        expect(message).to_contain_text("Copy or download it again.")
         expect(message).not_to_contain_text(str(tmp_path))
         expect(planes).to_have_count(0)
         expect(page.locator(".report")).not_to_be_visible()

@@ -1,0 +1,160 @@
+"""One contract for every head: it runs on any study, gives every weight a gradient, reads, refuses, scores and reloads."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from foundation.encoder import Encoder, EncoderConfig
+from foundation.errors import InputError
+from foundation.preprocess import prepare_study
+from foundation.reading.collection import read_manifest, read_mask, read_study
+from heads import head_kinds, parse_head
+from heads.base import Scope, StudyBatch, StudySample, TaskConfig, TaskModel, load_task, save_task
+
+SPACING = (4.0, 4.0, 4.0)
+ENCODER = EncoderConfig(width=64, depth=2)
+# What each kind needs beyond its defaults to be put to the test; a new head adds its line.
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "segmentation": {
+        "structures": [{"value": 1, "name": "core", "paired": False}],
+        "channels": [4, 8, 8],
+        "bottleneck": 16,
+    },
+    "classification": {"target": "large", "classes": ["small core", "large core"], "dropout": 0.0},
+}
+
+
+def make(kind: str) -> TaskModel:
+    torch.manual_seed(0)
+    return TaskModel.build(Encoder(ENCODER), parse_head({"kind": kind, **EXAMPLES[kind]}))
+
+
+@pytest.fixture
+def studies(make_collection) -> list[tuple[Any, Any, Any]]:
+    """Prepared studies with labels and targets; one of them has one series fewer."""
+    collection = read_manifest(make_collection(4))
+    cases = []
+    for row in collection.rows:
+        study = read_study(row, collection.root)
+        cases.append((prepare_study(study, SPACING), read_mask(row, study, collection.root), dict(row.targets)))
+    assert {len(prepared.study.series) for prepared, _, _ in cases} == {1, 2}
+    return cases
+
+
+def batch_of(model: TaskModel, studies: list[tuple[Any, Any, Any]]) -> StudyBatch:
+    samples = []
+    for prepared, labels, targets in studies:
+        on_grid = prepared.labels_to_grid(model.head.classes_of(labels)) if model.head.is_dense else None
+        samples.append(StudySample.of(prepared, on_grid, targets))
+    return StudyBatch.of(samples, dense=model.head.is_dense)
+
+
+def test_every_head_is_put_to_the_test() -> None:
+    assert set(EXAMPLES) == set(head_kinds())
+
+
+@pytest.mark.parametrize("kind", head_kinds())
+def test_the_loss_is_finite_and_every_weight_gets_a_gradient(kind: str, studies: list) -> None:
+    model = make(kind)
+    batch = batch_of(model, studies)
+    batch.tokens.acquisition.fill_(1.0)
+    losses = model(batch)
+    assert torch.isfinite(losses["loss"])
+    losses["loss"].backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    # The air vector needs a cell without body, and these balls fill their cells.
+    assert [name for name in without if name != "head.air"] == []
+
+
+@pytest.mark.parametrize("kind", head_kinds())
+@torch.no_grad()
+def test_a_batch_equals_one_by_one(kind: str, studies: list) -> None:
+    """Whatever else is in the batch, shorter or longer, a study's output is its own."""
+    model = make(kind).eval()
+    together = model.output(batch_of(model, studies))
+    for index, study in enumerate(studies):
+        alone = model.output(batch_of(model, [study]))[0]
+        box = tuple(slice(n) for n in alone.shape)
+        assert torch.allclose(together[index][box], alone, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", head_kinds())
+def test_it_learns_four_studies(kind: str, studies: list) -> None:
+    model = make(kind)
+    batch = batch_of(model, studies)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2 if model.head.is_dense else 3e-3)
+    values = []
+    for _ in range(30):
+        loss = model(batch)["loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        values.append(loss.item())
+    assert values[-1] < 0.7 * values[0]
+
+
+@pytest.mark.parametrize("kind", head_kinds())
+def test_it_reads_refuses_and_scores(kind: str, studies: list) -> None:
+    model = make(kind)
+    prepared = studies[0][0]
+    output = model.output_of(prepared)
+    said = model.head.read(output, prepared, source="test", mask_path="masks/test.nii.gz")
+    refused = model.head.refuse(source="test", why="for a test")
+    assert said.findings and {f.source for f in said.findings} == {"test"}
+    assert {f.name for f in refused} == {f.name for f in said.findings}
+    assert {f.presence for f in refused} == {"not_assessed"} and {f.note for f in refused} == {"for a test"}
+    if model.head.is_dense:
+        assert said.labels is not None and said.labels.shape == prepared.study.reference.shape
+    cases = [model.head.score_case(model.output_of(p), p, mask, t) for p, mask, t in studies]
+    summary = model.head.summarise(cases)
+    assert summary and all(isinstance(value, float) for value in summary.values())
+
+
+@pytest.mark.parametrize("kind", head_kinds())
+def test_a_saved_task_gives_the_same_output(kind: str, studies: list, tmp_path: Path) -> None:
+    model = make(kind)
+    scope = Scope.of([prepared for prepared, _, _ in studies])
+    config = TaskConfig(
+        name="test",
+        caution=None,
+        encoder=ENCODER,
+        head=parse_head({"kind": kind, **EXAMPLES[kind]}),
+        spacing_mm=SPACING,
+        scope=scope,
+    )
+    save_task(tmp_path / "task", model, config, card="# test\n", provenance={})
+    loaded, again, _ = load_task(tmp_path / "task")
+    assert again == config
+    assert torch.equal(loaded.output_of(studies[0][0]), model.output_of(studies[0][0]))
+
+
+def test_a_perfect_segmentation_scores_one(studies: list) -> None:
+    """Truth in, through the grid and back onto the series' own axes: Dice 1 and distance 0 in all orientations."""
+    model = make("segmentation")
+    for prepared, labels, targets in studies:
+        classes = torch.from_numpy(prepared.labels_to_grid(labels).astype(np.int64))
+        output = 20 * torch.nn.functional.one_hot(classes, 2).movedim(-1, 0)[None].float()
+        scores = model.head.score_case(output, prepared, labels, targets)
+        assert scores["dice"] == 1
+        assert scores["hd95_mm core"] == 0
+
+
+def test_a_class_that_does_not_exist_is_an_input_error(studies: list) -> None:
+    model = make("classification")
+    with pytest.raises(InputError, match="index of a class"):
+        model(StudyBatch.of([StudySample.of(studies[0][0], None, {"large": 7})], dense=False))
+
+
+def test_scope_objects_to_another_field_of_view_and_contrast(studies: list) -> None:
+    prepared = studies[0][0]
+    scope = Scope.of([prepared])
+    assert scope.objection(prepared) is None
+    small = Scope(contrasts=("T1w",), smallest_extent_mm=(30.0, 30.0, 30.0), largest_extent_mm=(50.0, 50.0, 50.0))
+    assert "field" in (small.objection(prepared) or "")
+    other = Scope(
+        contrasts=("FLAIR",), smallest_extent_mm=scope.smallest_extent_mm, largest_extent_mm=scope.largest_extent_mm
+    )
+    assert "FLAIR" in (other.objection(prepared) or "")
