@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from examples.hippocampus import write_hippocampus_manifest
@@ -30,7 +31,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, metavar="FOLDER")
     parser.add_argument("--folder", type=Path, default=Path("runs/real"))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", choices=("hippocampus", "ixi"), help="one of the two parts, and no reading")
     parser.add_argument(
         "--read", type=Path, default=Path("niivue_sample_heads/MR_Gd.nii.gz"), help="a series in FOLDER"
     )
@@ -57,7 +59,7 @@ def main() -> int:
     return 0
 
 
-def hippocampus_table(source: Path, folder: Path, seeds: range) -> Comparison:
+def hippocampus_table(source: Path, folder: Path, seeds: Sequence[int]) -> Comparison:
     """20 labels, 60 test cases: the five rows."""
     manifest = write_hippocampus_manifest(source, folder / "hippocampus" / "manifest.jsonl")
     here = [f"manifest={manifest}", f"folder={folder / 'hippocampus' / 'pretrain'}"]

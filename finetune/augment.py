@@ -1,6 +1,7 @@
 """How a training study is changed each time it is seen: space, then brightness, with MONAI's transforms.
 
-Space is never mirrored: left and right mean something. A rotated volume keeps its grid, as if the patient had turned.
+Space is mirrored only where a task says that it may be: left and right mean something. A changed volume keeps its grid, as if
+the patient had turned.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class Augment:
 
     def __call__(self, sample: StudySample, seed: int) -> StudySample:
         sample = self._drop_series(sample, seed)
+        if self.config.mirror and torch.rand((), generator=seeded(seed, 7)) < 0.5:
+            sample = _mirrored(sample)
         data: dict[Hashable, Any] = {"voxels": sample.voxels, "body": sample.body.float()}
         if sample.labels is not None:
             data["labels"] = sample.labels[None].float()
@@ -98,3 +101,9 @@ class Augment:
             contrasts=tuple(sample.contrasts[i] for i in chosen),
             acquisitions=tuple(sample.acquisitions[i] for i in chosen),
         )
+
+
+def _mirrored(sample: StudySample) -> StudySample:
+    """Right and left exchanged: the grid's first axis is the one closest to the patient's right."""
+    labels = None if sample.labels is None else sample.labels.flip(0)
+    return replace(sample, voxels=sample.voxels.flip(1), body=sample.body.flip(1), labels=labels)

@@ -38,8 +38,12 @@ class LoraConfig(Config):
 
 
 class AugmentConfig(Config):
-    """How far a training study is changed each time; probabilities are per sample."""
+    """How far a training study is changed each time; probabilities are per sample.
 
+    `mirror` swaps left and right half of the time: only for tasks whose answer does not depend on the side.
+    """
+
+    mirror: bool = False
     rotate_degrees: float = 12.0
     scale: float = 0.15
     shear: float = 0.05

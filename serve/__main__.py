@@ -81,8 +81,10 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
 
 def _check_paths(arguments: dict[str, Any]) -> None:
     """Complain about a path before anything slow is imported."""
-    if "manifest" in arguments and not (path := arguments["manifest"]).exists():
-        raise InputError("the manifest exists", got=path, remedy="Give the path of an existing one.")
+    for name in ("study", "manifest"):
+        path = arguments.get(name)
+        if path is not None and not path.exists() and not (name == "study" and "#" in path.name):
+            raise InputError(f"the {name} exists", got=path, remedy="Give the path of an existing one.")
     for folder in [arguments.get("model"), *arguments.get("models", [])]:
         if folder is not None and not (folder / "config.json").is_file():
             remedy = "Give a folder that finetune wrote."

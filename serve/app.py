@@ -39,7 +39,7 @@ from heads.report import SECTIONS, Draft
 from heads.report.templates import NOT_A_DEVICE
 from serve.pipeline import LoadedModel, StudyReading, load_models, read_study, save_reading
 from serve.render import BANNER, COLUMNS
-from serve.render import _cells as cells_of
+from serve.render import cells as cells_of
 
 CACHE_S = (600, 8 * 3600)  # every ten minutes, what is older than a working day goes
 MAX_FILE_SIZE = "2gb"  # of one file, as it comes

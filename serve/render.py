@@ -47,7 +47,7 @@ def render_markdown(reading: Reading, draft: Draft, pictures: Sequence[Picture])
         if found:
             lines += [f"## {section}", "\n".join(f"- {markdown_escaped(sentence.text)}" for sentence in found)]
     if reading.findings:
-        rows = [" | ".join(markdown_escaped(cell) for cell in _cells(finding)) for finding in reading.findings]
+        rows = [" | ".join(markdown_escaped(cell) for cell in cells(finding)) for finding in reading.findings]
         header = " | ".join(COLUMNS)
         rule = " | ".join("---" for _ in COLUMNS)
         lines += ["## Table of findings", "\n".join(f"| {row} |" for row in [header, rule, *rows])]
@@ -74,7 +74,7 @@ def render_html(reading: Reading, draft: Draft, pictures: Sequence[Picture]) -> 
         sections=[(name, draft.section(name)) for name in SECTIONS],
         numbers={finding.id: number for number, finding in enumerate(reading.findings, start=1)},
         columns=COLUMNS,
-        rows=[(finding, _cells(finding)) for finding in reading.findings],
+        rows=[(finding, cells(finding)) for finding in reading.findings],
         pictures=pictures,
         models=reading.models,
         colophon=_colophon(reading),
@@ -84,7 +84,7 @@ def render_html(reading: Reading, draft: Draft, pictures: Sequence[Picture]) -> 
 COLUMNS = ("Finding", "Side", "Presence", "Volume (ml)", "Probability", "Other measurements", "Source")
 
 
-def _cells(finding: Finding) -> tuple[str, ...]:
+def cells(finding: Finding) -> tuple[str, ...]:
     volume = finding.measured("volume")
     probability = finding.probability
     others = (

@@ -1,0 +1,199 @@
+"""Fine-tuning end to end on phantoms: every recipe runs, LoRA merges exactly, results are evaluated and reload."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from finetune.__main__ import main
+from finetune.adapters import add_lora, merge_lora
+from finetune.augment import Augment
+from finetune.compare import Contender, compare
+from finetune.config import AugmentConfig, FinetuneConfig, LoraConfig
+from finetune.evaluate import bootstrap, evaluate_to_folder
+from finetune.samples import crop_sample
+from foundation.config import parse_config
+from foundation.encoder import Encoder, EncoderConfig
+from foundation.errors import InputError
+from foundation.preprocess import prepare_study
+from foundation.reading.collection import read_manifest, read_mask, read_study
+from heads.base import StudySample, load_task
+
+ENCODER = EncoderConfig(width=64, depth=2)
+
+
+@pytest.fixture
+def encoder_folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    Encoder(ENCODER).save(tmp_path / "encoder", card="# test\n", provenance={})
+    return tmp_path / "encoder"
+
+
+def config_of(
+    manifest: Path, folder: Path, encoder: Path | None, kind: str = "segmentation", **changes: object
+) -> FinetuneConfig:
+    head = {
+        "segmentation": {
+            "structures": [{"value": 1, "name": "core", "paired": False}],
+            "channels": [8, 8, 8],
+            "bottleneck": 16,
+        },
+        "classification": {"target": "large", "classes": ["small", "large"]},
+    }[kind]
+    values = {
+        "name": f"test-{kind}",
+        "folder": str(folder),
+        "encoder": None if encoder is None else str(encoder),
+        "head": {"kind": kind, **head},
+        "data": {"manifest": str(manifest), "spacing_mm": [4.0, 4.0, 4.0], "crop_voxels": [24, 24, 24]},
+        "training": {"steps": 3, "batch_size": 2, "warmup_steps": 1, "ema_decay": 0.9},
+    }
+    return parse_config(FinetuneConfig, values | changes)
+
+
+@pytest.mark.parametrize("kind", ["segmentation", "classification"])
+def test_every_recipe_against_each_other(make_collection, encoder_folder: Path, tmp_path: Path, kind: str) -> None:
+    config = config_of(make_collection(7), tmp_path / "x", encoder_folder, kind)
+    recipes = ["lora", "frozen", "full", "scratch", *(["dynunet"] if kind == "segmentation" else [])]
+    contenders = [Contender(recipe, {"recipe": recipe}) for recipe in recipes]
+    comparison = compare(config, contenders, tmp_path / "table", seeds=(0, 1), note="phantoms")
+    assert [score.title for score in comparison.scores] == recipes
+    assert comparison.num_cases == 2 and comparison.num_labels == 5
+    for name in ("comparison.md", "comparison.json", "comparison.png"):
+        assert (tmp_path / "table" / name).stat().st_size > 0
+    for recipe in recipes:
+        folder = tmp_path / "table" / f"{recipe}-seed0"
+        assert (folder / "metrics.json").exists() and (folder / "loss.png").exists()
+        if recipe != "dynunet":
+            load_task(folder / "model")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "table").glob("*/metrics.json")}
+    compare(config, contenders, tmp_path / "table", seeds=(0, 1))
+    assert before == {path: path.stat().st_mtime_ns for path in before}, "what is finished is not repeated"
+
+
+def test_what_each_recipe_trains(encoder_folder: Path, make_collection, tmp_path: Path) -> None:
+    from finetune.adapters import apply_recipe
+    from finetune.run import make_model
+
+    trained = {}
+    for recipe in ("scratch", "frozen", "lora", "full"):
+        config = config_of(make_collection(3), tmp_path, encoder_folder, recipe=recipe)
+        model = make_model(config)
+        apply_recipe(model, config)
+        trained[recipe] = {name for name, p in model.encoder.named_parameters() if p.requires_grad}
+        assert all(p.requires_grad for p in model.head.parameters())
+        assert model.learning_rate_scale("encoder.norm.weight") == config.encoder_rate
+        assert model.learning_rate_scale("head.air") == 1
+    assert trained["frozen"] == set()
+    assert trained["full"] == {name for name, _ in Encoder(ENCODER).named_parameters()}
+    assert trained["scratch"] == {name for name, _ in Encoder(EncoderConfig.of_size("tiny")).named_parameters()}
+    assert any("lora_A" in name for name in trained["lora"])
+    assert {"norm.weight", "embed.patch.weight"} <= trained["lora"], (
+        "dense heads also train norms and the patch embedding"
+    )
+    assert not any(name.endswith("q_proj.base_layer.weight") for name in trained["lora"])
+
+
+@torch.no_grad()
+def test_merging_an_adapter_changes_nothing(make_collection) -> None:
+    collection = read_manifest(make_collection(1))
+    bag = StudySample.of(prepare_study(read_study(collection.rows[0], collection.root), (4.0, 4.0, 4.0))).tokens()
+    torch.manual_seed(0)
+    encoder = Encoder(ENCODER).eval()
+    names = set(encoder.state_dict())
+    add_lora(encoder, LoraConfig(rank=4, blocks=1))
+    adapted = [name for name, _ in encoder.named_parameters() if "lora_" in name]
+    assert adapted and all(name.startswith("blocks.1.") for name in adapted), "only the last block was asked for"
+    plain = encoder(bag).tokens
+    for name, parameter in encoder.named_parameters():
+        if "lora_B" in name:
+            parameter.normal_(std=0.1)
+    changed = encoder(bag).tokens
+    assert not torch.allclose(plain, changed, atol=1e-3)
+    merge_lora(encoder)
+    assert torch.allclose(encoder(bag).tokens, changed, atol=1e-5)
+    assert set(encoder.state_dict()) == names
+
+
+def test_the_command_line_and_evaluating_its_model(
+    make_collection, encoder_folder: Path, tmp_path: Path, capsys
+) -> None:
+    from foundation.config import save_config
+
+    manifest = make_collection(6)
+    save_config(config_of(manifest, tmp_path / "run", encoder_folder), tmp_path / "task.yaml")
+    assert main([str(tmp_path / "task.yaml"), "data.num_labels=2"]) == 0
+    assert "dice" in capsys.readouterr().out
+    first = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert first["num_labels"] == 2
+    evaluate_to_folder("segmentation", manifest, tmp_path / "again", tmp_path / "run" / "model", "test")
+    again = json.loads((tmp_path / "again" / "metrics.json").read_text())
+    assert again["cases"] == first["cases"], "the saved model, its adapter merged, scores as the trained one"
+    assert set(again["figures"]["dice"]) == {"mean", "low", "high"}
+    with pytest.raises(InputError, match="does the task"):
+        evaluate_to_folder("clasification", manifest, tmp_path / "no", tmp_path / "run" / "model", "test")
+    with pytest.raises(InputError, match="the split has studies"):
+        evaluate_to_folder("segmentation", manifest, tmp_path / "no", tmp_path / "run" / "model", "validation")
+    assert not (tmp_path / "no").exists()
+    assert main([str(tmp_path / "task.yaml"), "data.num_labels=50"]) == 2
+    assert "as many labelled studies" in capsys.readouterr().err
+
+
+@pytest.fixture
+def sample(make_collection) -> StudySample:
+    collection = read_manifest(make_collection(1))
+    study = read_study(collection.rows[0], collection.root)
+    prepared = prepare_study(study, (4.0, 4.0, 4.0))
+    labels = prepared.labels_to_grid(read_mask(collection.rows[0], study, collection.root))
+    return StudySample.of(prepared, labels, {})
+
+
+def test_augmentation_is_a_function_of_its_seed(sample: StudySample) -> None:
+    augment = Augment(AugmentConfig(probability=1.0), (4.0, 4.0, 4.0))
+    first = augment(sample, 7)
+    augment(sample, 8)
+    again = augment(sample, 7)
+    assert torch.equal(first.voxels, again.voxels) and torch.equal(first.labels, again.labels)  # type: ignore[arg-type]
+    assert not torch.equal(first.voxels, augment(sample, 8).voxels)
+
+
+def test_augmentation_moves_image_body_and_labels_together(sample: StudySample) -> None:
+    """The core is dark on T1w: wherever its label goes, the image must be dark there."""
+    still = AugmentConfig(
+        probability=1.0, rotate_degrees=25, noise=0, bias_field=0, gamma=0.01, smooth_mm=0.01, drop_series=0
+    )
+    for seed in range(5):
+        changed = Augment(still, (4.0, 4.0, 4.0))(sample, seed)
+        assert changed.labels is not None
+        core = changed.labels > 0
+        assert core.sum() > 20
+        around = changed.body[0] & ~core
+        assert changed.voxels[0][core].mean() < changed.voxels[0][around].mean() - 0.5
+        assert (changed.body[0] & core).sum() > 0.98 * core.sum()
+
+
+def test_series_are_dropped_but_never_all(sample: StudySample) -> None:
+    augment = Augment(AugmentConfig(drop_series=0.9), (4.0, 4.0, 4.0))
+    numbers = {len(augment(sample, seed).contrasts) for seed in range(30)}
+    assert numbers == {1, 2}
+
+
+def test_a_crop_keeps_its_place_in_the_patient(sample: StudySample) -> None:
+    crop = crop_sample(sample, (12, 10, 8), seed=3)
+    assert crop.grid.shape == (12, 10, 8) == tuple(crop.voxels.shape[1:])
+    where = np.linalg.inv(sample.grid.affine) @ crop.grid.affine @ np.array([0, 0, 0, 1])
+    x, y, z = np.round(where[:3]).astype(int)
+    assert torch.equal(crop.voxels, sample.voxels[:, x : x + 12, y : y + 10, z : z + 8])
+
+
+def test_the_bootstrap_covers_a_known_mean() -> None:
+    """Of 200 samples of 40 from a known distribution, about 95 % of the intervals hold its mean."""
+    rng = np.random.default_rng(0)
+    hits = 0
+    for seed in range(200):
+        cases = [{"x": value} for value in rng.normal(3.0, 1.0, 40)]
+        interval = bootstrap(cases, lambda drawn: {"x": float(np.mean([case["x"] for case in drawn]))}, seed=seed)["x"]
+        hits += interval.low <= 3.0 <= interval.high
+    assert 180 <= hits <= 199

@@ -1,0 +1,172 @@
+"""`larmor read` as a clinic would use it: whole studies, incomplete ones, outside a model's scope, and every bad file."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from foundation.encoder import Encoder, EncoderConfig
+from foundation.findings import Reading
+from foundation.preprocess import prepare_study
+from foundation.reading.collection import read_manifest, read_study
+from foundation.reading.nifti import read_labels, read_nifti
+from heads import parse_head
+from heads.base import Scope, TaskConfig, TaskModel, save_task
+from serve.__main__ import main
+
+HEADS = {
+    "core": {
+        "kind": "segmentation",
+        "structures": [{"value": 1, "name": "core", "paired": True}],
+        "channels": [4, 4, 4],
+    },
+    "size": {"kind": "classification", "target": "large", "classes": ["small core", "large core"]},
+}
+
+
+@pytest.fixture
+def manifest(make_collection) -> Path:
+    return make_collection(4)
+
+
+@pytest.fixture
+def models(manifest: Path, tmp_path: Path) -> list[str]:
+    """Two untrained models: what they say is noise, but how it is said is real."""
+    collection = read_manifest(manifest)
+    prepared = [prepare_study(read_study(row, collection.root), (4.0, 4.0, 4.0)) for row in collection.rows]
+    options = []
+    for name, values in HEADS.items():
+        torch.manual_seed(0)
+        config = EncoderConfig(width=64, depth=1)
+        model = TaskModel.build(Encoder(config), parse_head(values))
+        task = TaskConfig(
+            name=name,
+            caution="made for a test.",
+            encoder=config,
+            head=parse_head(values),
+            spacing_mm=(4.0, 4.0, 4.0),
+            scope=Scope.of(prepared),
+        )
+        save_task(tmp_path / "models" / name, model, task, card="# test\n", provenance={})
+        options += ["--model", str(tmp_path / "models" / name)]
+    return options
+
+
+def test_a_reading_is_whole(manifest: Path, models: list[str], tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    assert main(["read", f"{manifest}#sub-01", str(out), *models]) == 0
+    printed = capsys.readouterr().out
+    for name in ("reading.json", "report.md", "report.html", "masks/core.nii.gz", "pictures/core.png"):
+        assert (out / name).stat().st_size > 0
+        assert str(out / name) in printed
+    reading = Reading.load(out / "reading.json")
+    assert {finding.source for finding in reading.findings} == {"core", "size"}
+    assert any("made for a test" in warning for warning in reading.warnings)
+    series = read_nifti(tmp_path / "sub-01_T1w.nii.gz")
+    labels = read_labels(out / "masks" / "core.nii.gz", series)
+    measured = sum(f.measured("volume") or 0 for f in reading.findings if f.source == "core")
+    assert measured == pytest.approx((labels == 1).sum() * series.voxel_volume_ml, rel=1e-6)
+    html = (out / "report.html").read_text()
+    assert "data:image/png;base64," in html and "Not a medical device" in html
+    assert "http" not in html.replace("http-equiv", "").replace("http://www.w3.org", ""), (
+        "nothing is fetched from elsewhere"
+    )
+
+
+def test_a_missing_series_and_a_single_file_still_read(manifest: Path, models: list[str], tmp_path: Path) -> None:
+    assert main(["read", f"{manifest}#sub-03", str(tmp_path / "fewer"), *models]) == 0
+    assert main(["read", str(tmp_path / "sub-00_T2w.nii.gz"), str(tmp_path / "one"), *models]) == 0
+    assert len(Reading.load(tmp_path / "one" / "reading.json").series) == 1
+
+
+def test_two_studies_get_two_reports(manifest: Path, models: list[str], tmp_path: Path) -> None:
+    for subject in ("sub-00", "sub-01"):
+        main(["read", f"{manifest}#{subject}", str(tmp_path / subject), *models])
+    texts = [(tmp_path / subject / "report.md").read_text().split("## Findings")[1] for subject in ("sub-00", "sub-01")]
+    assert texts[0] != texts[1]
+
+
+def test_outside_its_scope_a_model_is_not_asked(models: list[str], tmp_path: Path, make_series) -> None:
+    from foundation.reading.nifti import write_volume
+
+    crop = make_series((30, 30, 30), spacing_mm=(1.0, 1.0, 1.0))
+    write_volume(tmp_path / "crop.nii.gz", crop.voxels, crop)
+    assert main(["read", str(tmp_path / "crop.nii.gz"), str(tmp_path / "out"), *models]) == 0
+    reading = Reading.load(tmp_path / "out" / "reading.json")
+    assert {finding.presence for finding in reading.findings} == {"not_assessed"}
+    assert all("fields of view" in (finding.note or "") for finding in reading.findings)
+    assert not (tmp_path / "out" / "masks").exists()
+
+
+def test_without_a_model_nothing_is_assessed_and_the_report_says_so(
+    manifest: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setenv("LARMOR_MODELS", str(tmp_path / "none"))
+    assert main(["read", f"{manifest}#sub-00", str(tmp_path / "out")]) == 0
+    assert "nothing in the images is assessed" in capsys.readouterr().out
+    assert Reading.load(tmp_path / "out" / "reading.json").findings == ()
+
+
+def bad_inputs(folder: Path) -> dict[str, Path]:
+    good = folder / "sub-00_T1w.nii.gz"
+    raw = good.read_bytes()
+    flipped = bytearray(raw)
+    flipped[len(raw) // 2] ^= 4
+    contents = {
+        "text.nii.gz": b"not an image",
+        "truncated.nii.gz": raw[: len(raw) // 2],
+        "flipped.nii.gz": bytes(flipped),
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    return {name: folder / name for name in contents} | {"missing": folder / "missing.nii.gz"}
+
+
+def test_a_bad_file_is_one_line_exit_2_and_nothing_written(
+    manifest: Path, models: list[str], tmp_path: Path, capsys
+) -> None:
+    for name, path in bad_inputs(tmp_path).items():
+        assert main(["read", str(path), str(tmp_path / "out"), *models]) == 2, name
+        error = capsys.readouterr().err
+        assert error.startswith("larmor: ") and error.count("\n") == 1 and path.name in error, error
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_manifest_row_whose_file_is_missing_and_a_damaged_model(
+    manifest: Path, models: list[str], tmp_path: Path, capsys
+) -> None:
+    (tmp_path / "models" / "core" / "model.safetensors").write_bytes(b"")
+    assert main(["read", f"{manifest}#sub-00", str(tmp_path / "out"), *models]) == 2
+    assert "readable weights" in capsys.readouterr().err
+    (tmp_path / "sub-00_T1w.nii.gz").unlink()
+    assert main(["read", f"{manifest}#sub-01", str(tmp_path / "out")]) == 2
+    assert "sub-00_T1w.nii.gz" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_no_reading_is_not_replaced(manifest: Path, models: list[str], tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("ten years")
+    assert main(["read", f"{manifest}#sub-00", str(precious), *models]) == 2
+    assert [path.name for path in precious.iterdir()] == ["thesis.txt"]
+
+
+def test_reading_again_replaces_the_reading(manifest: Path, models: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for subject in ("sub-00", "sub-01"):
+        assert main(["read", f"{manifest}#{subject}", str(out), *models]) == 0
+    assert json.loads((out / "reading.json").read_text())["subject"] == "sub-01"
+    shutil.rmtree(out)
+
+
+def test_a_real_whole_head_is_read(shared_data: Path, models: list[str], tmp_path: Path) -> None:
+    """Real voxels, oblique affine, no contrast in the name; the phantom's scope does not hold a whole head, and says so."""
+    head = shared_data / "niivue_sample_heads" / "MR_Gd.nii.gz"
+    assert main(["read", str(head), str(tmp_path / "out"), *models]) == 0
+    reading = Reading.load(tmp_path / "out" / "reading.json")
+    assert {finding.presence for finding in reading.findings} == {"not_assessed"}
+    assert np.prod(reading.series[0].shape) == 176 * 188 * 144
