@@ -44,14 +44,17 @@ def main() -> int:
                 raise InputError(
                     "the data is there", got=f"no {name}", remedy="See examples/real.py.", file=arguments.data
                 )
-        hippocampus = hippocampus_table(
-            arguments.data / "msd_task04_hippocampus", arguments.folder, range(arguments.seeds)
-        )
-        print(f"\n{hippocampus.table()}\n")
-        heads = whole_heads(arguments.data / "ixi_2mm_dlmuse", arguments.folder / "ixi")
-        print(f"\n{heads.table()}\n")
-        models = [score.model_folder for score in (heads.scores[0], hippocampus.scores[0])]
-        read_to_folder(arguments.data / arguments.read, arguments.folder / "reading", models)
+        comparisons = []
+        if arguments.only != "ixi":
+            source = arguments.data / "msd_task04_hippocampus"
+            comparisons.append(hippocampus_table(source, arguments.folder, arguments.seeds))
+        if arguments.only != "hippocampus":
+            comparisons.append(whole_heads(arguments.data / "ixi_2mm_dlmuse", arguments.folder / "ixi"))
+        for comparison in comparisons:
+            print(f"\n{comparison.table()}\n")
+        if arguments.only is None:
+            models = [comparison.scores[0].model_folder for comparison in reversed(comparisons)]
+            read_to_folder(arguments.data / arguments.read, arguments.folder / "reading", models)
     except InputError as error:
         print(f"real: {error}", file=sys.stderr)
         return 2

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from finetune.config import FinetuneConfig
-from finetune.evaluate import Interval, bootstrap
+from finetune.evaluate import Interval, bootstrap, without_nan
 from finetune.run import finetune, make_model
 from finetune.samples import read_labelled
 from foundation.config import load_config, parse_config
@@ -94,35 +94,44 @@ def compare(
         raise InputError(
             "a comparison has test studies", got="none", remedy="Name another data.test_split.", file=collection.path
         )
-    runs: dict[str, list[Cases]] = {}
-    seconds: dict[str, float] = {}
+    measured: dict[str, list[dict[str, Any]]] = {contender.title: [] for contender in contenders}
     for seed in seeds:
         for contender in contenders:
-            place = folder / f"{contender.title.replace(' ', '-')}-seed{seed}"
-            run = _changed(config, {**contender.changes, "folder": str(place), "training.seed": seed})
+            changes = {"folder": str(_place(folder, contender, seed)), "training.seed": seed}
+            run = _changed(config, {**contender.changes, **changes})
             content = _finished(run)
             if content is None:
                 finetune(run, test_studies=test)
                 content = _finished(run)
                 assert content is not None
-            runs.setdefault(contender.title, []).append(content["cases"])
-            seconds[contender.title] = seconds.get(contender.title, 0) + content["training_seconds"] / len(seeds)
-            num_labels = content["num_labels"]
+            measured[contender.title].append(content)
+    runs: dict[str, list[Cases]] = {title: [one["cases"] for one in contents] for title, contents in measured.items()}
     first = _pooled(runs[contenders[0].title])
+    main_figure = next(iter(head.summarise([case[0] for case in first])))
     scores = []
     for contender in contenders:
         own = _pooled(runs[contender.title])
-        figures = bootstrap(own, lambda cases: _mean_over_seeds(cases, head))
-        main = next(iter(figures))
         difference = None
         if contender is not contenders[0]:
             pairs = list(zip(own, first, strict=True))
-            difference = bootstrap(pairs, lambda pairs, main=main: _difference(pairs, head, main))[main]
-        place = folder / f"{contender.title.replace(' ', '-')}-seed{seeds[0]}" / "model"
-        scores.append(Score(contender.title, figures, seconds[contender.title], difference, place))
-    comparison = Comparison(config.name, main, num_labels, len(test), tuple(seeds), tuple(scores))
+            difference = bootstrap(pairs, lambda pairs: _difference(pairs, head, main_figure))[main_figure]
+        scores.append(
+            Score(
+                contender.title,
+                bootstrap(own, lambda cases: _mean_over_seeds(cases, head)),
+                float(np.mean([one["training_seconds"] for one in measured[contender.title]])),
+                difference,
+                _place(folder, contender, seeds[0]) / "model",
+            )
+        )
+    num_labels = measured[contenders[0].title][0]["num_labels"]
+    comparison = Comparison(config.name, main_figure, num_labels, len(test), tuple(seeds), tuple(scores))
     _save(comparison, runs, folder, note)
     return comparison
+
+
+def _place(folder: Path, contender: Contender, seed: int) -> Path:
+    return folder / f"{contender.title.replace(' ', '-').replace(',', '')}-seed{seed}"
 
 
 def _changed(config: FinetuneConfig, changes: Mapping[str, Any]) -> FinetuneConfig:
@@ -167,7 +176,7 @@ def _save(comparison: Comparison, runs: Mapping[str, list[Cases]], folder: Path,
     with write_aside(folder / "comparison.md") as aside:
         aside.write_text(f"{comparison.table()}\n\n{note}\n")
     with write_aside(folder / "comparison.json") as aside:
-        aside.write_text(json.dumps({**asdict(comparison), "note": note}, indent=2, default=str) + "\n")
+        aside.write_text(json.dumps(without_nan({**asdict(comparison), "note": note}), indent=2, default=str) + "\n")
     rows = []
     for score in comparison.scores:
         interval = score.figures[comparison.main_figure]

@@ -84,7 +84,7 @@ def save_evaluation(evaluation: Evaluation, folder: Path, *, about: dict[str, ob
         "versions": software_versions(),
     }
     with write_aside(metrics) as aside:
-        aside.write_text(json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n")
+        aside.write_text(json.dumps(without_nan(content), indent=2, allow_nan=False) + "\n")
     written = [metrics]
     shown = [name for name in evaluation.figures if name.startswith("dice")]
     if shown:
@@ -143,9 +143,11 @@ def _only_default(task: str) -> Path:
     return fitting[0]
 
 
-def _without_nan(value: object) -> object:
+def without_nan(value: object) -> object:
     if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
+        return {key: without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(inner) for inner in value]
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value
