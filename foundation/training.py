@@ -21,6 +21,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.utils.model_ema import ModelEmaV3
@@ -136,6 +137,8 @@ def resolve_precision(wanted: Precision) -> Literal["no", "bf16"]:
 def make_accelerator(precision: Precision) -> Accelerator:
     if not torch.cuda.is_available():
         PartialState(cpu=True)  # else every rank of a CPU launch believes that it is alone (accelerate 1.15)
+    # accelerate keeps the first precision of a process for ever; several runs in one process may differ in it.
+    AcceleratorState._reset_state()
     return Accelerator(mixed_precision=resolve_precision(precision))
 
 
