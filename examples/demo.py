@@ -21,6 +21,7 @@ from pretrain.__main__ import pretrain
 from pretrain.config import PretrainConfig
 from serve.pipeline import load_models, read_study, save_reading
 
+SPLITS = {"pretrain": 0.4, "train": 0.25, "test": 0.35}
 CONFIGS = Path(__file__).parent.parent / "configs"
 SYNTHETIC = "Measured on synthetic heads (deformed templates): a test of the system, no evidence about patients."
 
@@ -46,7 +47,7 @@ def run(folder: Path, num_subjects: int, *, quick: bool = False) -> dict[str, Pa
     manifest = folder / "cohort" / "manifest.jsonl"
     if not manifest.exists():
         print(f"1/5 {num_subjects} synthetic patients")
-        write_cohort(folder / "cohort", num_subjects, seed=0, splits={"pretrain": 0.4, "train": 0.25, "test": 0.35})
+        write_cohort(folder / "cohort", num_subjects, seed=0, contrasts=("T1w",), splits=SPLITS)
 
     print("2/5 pretraining without labels")
     here = [f"manifest={manifest}", f"folder={folder / 'pretrain'}", *few]

@@ -476,4 +476,4 @@ def _write(path: Path, voxels: np.ndarray, series: Series, intent: str) -> None:
     header.set_slope_inter(1, 0)
     header.set_data_offset(header.single_vox_offset)
     content = header.binaryblock + bytes(4) + voxels.tobytes(order="F")  # four zeros: no extensions
-    publish_bytes(path, gzip.compress(content, compresslevel=6, mtime=0) if path.name.endswith(".gz") else content)
+    publish_bytes(path, gzip.compress(content, compresslevel=3, mtime=0) if path.name.endswith(".gz") else content)

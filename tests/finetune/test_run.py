@@ -174,6 +174,20 @@ def test_augmentation_moves_image_body_and_labels_together(sample: StudySample) 
         assert (changed.body[0] & core).sum() > 0.98 * core.sum()
 
 
+def test_mirroring_swaps_sides_of_image_body_and_labels(sample: StudySample) -> None:
+    quiet = AugmentConfig(mirror=True, probability=0.0, drop_series=0.0)
+    changed = [Augment(quiet, (4.0, 4.0, 4.0))(sample, seed) for seed in range(12)]
+    assert sample.labels is not None
+    mirrored = [torch.equal(one.labels, sample.labels.flip(0)) for one in changed if one.labels is not None]
+    assert 0 < sum(mirrored) < 12
+    for one, is_mirrored in zip(changed, mirrored, strict=True):
+        expected = sample.body.flip(1) if is_mirrored else sample.body
+        assert torch.equal(one.body, expected)
+        image = sample.voxels.flip(1) if is_mirrored else sample.voxels
+        correlation = torch.corrcoef(torch.stack([one.voxels[0].flatten(), image[0].flatten()]))
+        assert correlation[0, 1] > 0.999
+
+
 def test_series_are_dropped_but_never_all(sample: StudySample) -> None:
     augment = Augment(AugmentConfig(drop_series=0.9), (4.0, 4.0, 4.0))
     numbers = {len(augment(sample, seed).contrasts) for seed in range(30)}

@@ -9,7 +9,7 @@ from foundation.encoder import Encoder
 from foundation.training import read_records
 
 
-def test_two_processes_train_one_model_and_resume_it(make_collection, tmp_path: Path) -> None:  # noqa: ANN001
+def test_two_processes_train_one_model_and_resume_it(make_collection, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(
         f"manifest: {make_collection(4)}\nfolder: {tmp_path / 'run'}\nsplits: null\n"
