@@ -99,10 +99,10 @@ def compare(
         for contender in contenders:
             changes = {"folder": str(_place(folder, contender, seed)), "training.seed": seed}
             run = _changed(config, {**contender.changes, **changes})
-            content = _finished(run)
+            content = _finished(run, collection.fingerprint())
             if content is None:
                 finetune(run, test_studies=test)
-                content = _finished(run)
+                content = _finished(run, collection.fingerprint())
                 assert content is not None
             measured[contender.title].append(content)
     runs: dict[str, list[Cases]] = {title: [one["cases"] for one in contents] for title, contents in measured.items()}
@@ -145,12 +145,13 @@ def _changed(config: FinetuneConfig, changes: Mapping[str, Any]) -> FinetuneConf
     return parse_config(FinetuneConfig, values)
 
 
-def _finished(run: FinetuneConfig) -> dict[str, Any] | None:
-    """What an earlier run of exactly this config measured, if it finished."""
+def _finished(run: FinetuneConfig, data: str) -> dict[str, Any] | None:
+    """What an earlier run of exactly this config on exactly this collection measured, if it finished."""
     metrics, config = run.folder / "metrics.json", run.folder / "config.yaml"
     if not (metrics.exists() and config.exists() and load_config(FinetuneConfig, config) == run):
         return None
-    return json.loads(metrics.read_text())
+    content = json.loads(metrics.read_text())
+    return content if content["data"] == data else None
 
 
 def _pooled(seeds: Sequence[Cases]) -> list[tuple[dict[str, float], ...]]:

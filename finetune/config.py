@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import SerializeAsAny, field_validator
+from pydantic import Field, SerializeAsAny, field_validator
 
 from foundation.config import Config
 from foundation.encoder import Size
@@ -55,14 +55,21 @@ class AugmentConfig(Config):
     drop_series: float = 0.2
 
 
+class FinetuneTraining(TrainingConfig):
+    """The loop's settings with this stage's defaults."""
+
+    batch_size: Annotated[int, Field(ge=1)] = 2
+    ema_decay: float | None = 0.99
+
+
 class FinetuneConfig(Config):
     """One task, one way of fitting it.
 
-    `caution` is what every reading by this model must say of it. `encoder` is a pretrained model folder; None starts from
-    random weights of `size`. `recipe` says what of the encoder learns: everything from random weights (scratch), nothing
-    (frozen), adapters (lora: for dense heads also norms and patch embedding), or everything (full). What of it learns does
-    so at `encoder_rate` times the head's rate. `dynunet` is the baseline, MONAI's DynUNet from random weights, with the same
-    samples and loop.
+    `caution` is what every reading by this model must say of it. `encoder` is a pretrained model folder; `size` and
+    `drop_path` are those of an encoder from scratch. `recipe` says what of the encoder learns: everything from random weights
+    (scratch), nothing (frozen), adapters (lora: for dense heads also norms and patch embedding), or everything (full). What of
+    it learns does so at `encoder_rate` times the head's rate. `dynunet` is the baseline, MONAI's DynUNet from random weights,
+    with the same samples and loop.
     """
 
     name: str
@@ -77,7 +84,7 @@ class FinetuneConfig(Config):
     lora: LoraConfig = LoraConfig()
     encoder_rate: float = 0.3
     augment: AugmentConfig = AugmentConfig()
-    training: TrainingConfig = TrainingConfig(batch_size=2, learning_rate=1e-3, ema_decay=0.99)
+    training: FinetuneTraining = FinetuneTraining()
 
     @field_validator("head", mode="before")
     @classmethod

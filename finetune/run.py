@@ -41,6 +41,8 @@ def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None
     accelerator = make_accelerator(config.training.precision)
     main = accelerator.is_main_process
     if main:
+        # Figures of an earlier run must not be taken for this one's if it is interrupted.
+        (config.folder / "metrics.json").unlink(missing_ok=True)
         save_config(config, config.folder / "config.yaml")
     studies = read_labelled(collection, rows, model.head, config.data.spacing_mm, label="read")
     result = train(

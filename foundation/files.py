@@ -28,7 +28,10 @@ def write_aside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def write_folder_aside(path: Path) -> Iterator[Path]:
-    """The same for a folder: what was at `path` is replaced only once the new content is complete on disk."""
+    """The same for a folder: what was at `path` is replaced only once the new content is complete on disk.
+
+    A folder cannot be exchanged in one step: for the moment between two renames `path` does not exist.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".aside-{os.getpid()}-{path.name}")
     shutil.rmtree(aside, ignore_errors=True)
@@ -41,7 +44,12 @@ def write_folder_aside(path: Path) -> Iterator[Path]:
         old = path.with_name(f".old-{os.getpid()}-{path.name}")
         if path.exists():
             os.replace(path, old)
-        os.replace(aside, path)
+        try:
+            os.replace(aside, path)
+        except OSError:
+            if old.exists():
+                os.replace(old, path)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

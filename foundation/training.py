@@ -1,12 +1,13 @@
 """The one training loop, on accelerate. It knows one verb: an objective takes a batch and returns a dict with `loss`.
 
-What a step sees is a pure function of (seed, step): the order of samples, the random draws inside each sample and the
-dropout of the step do not depend on the number of processes or on where the run was stopped. A checkpoint therefore stores
-integers and tensors, no iterators and no random states.
+What a step sees is a pure function of (seed, step): the order of samples and the random draws inside each sample do not
+depend on the number of processes or on where the run was stopped, and dropout is seeded anew at each step and process. A
+checkpoint therefore stores integers and tensors, no iterators and no random states.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import signal
@@ -17,12 +18,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
+from pydantic import Field
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
@@ -36,13 +38,14 @@ from foundation.files import write_aside
 
 Precision = Literal["auto", "fp32", "bf16"]
 Record = dict[str, Any]  # one row of metrics.jsonl: step, loss, learning_rate, seconds and what the objective says
+IDENTITY = "identity.json"
 
 
 class TrainingConfig(Config):
     """`batch_size` counts samples over all processes; one epoch passes over every sample once."""
 
-    steps: int = 200
-    batch_size: int = 8
+    steps: Annotated[int, Field(ge=1)] = 200
+    batch_size: Annotated[int, Field(ge=1)] = 8
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-6
     warmup_steps: int = 20
@@ -53,8 +56,8 @@ class TrainingConfig(Config):
     precision: Precision = "auto"
     seed: int = 0
     num_workers: int = 0
-    checkpoint_every: int = 500
-    log_every: int = 10
+    checkpoint_every: Annotated[int, Field(ge=1)] = 500
+    log_every: Annotated[int, Field(ge=1)] = 10
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,8 @@ def train(
     """Train `objective` in place, continuing from the newest good checkpoint in `folder` if there is one.
 
     Writes `metrics.jsonl` (one row every `log_every` steps) and checkpoints. Ctrl-C or SIGTERM finishes the step, saves a
-    checkpoint and exits; the same command continues. A loss that is not finite stops the run before it touches a weight.
+    checkpoint and exits; the same command continues. A loss or gradient that is not finite stops the run before it touches a
+    weight. A folder that holds checkpoints of other settings is refused.
     """
     accelerator = accelerator or make_accelerator(config.precision)
     main = accelerator.is_main_process
@@ -192,7 +196,9 @@ def train(
         warmup_lr_init=config.final_learning_rate,
         t_in_epochs=False,
     )
-    start, records = _resume(accelerator, folder)
+    identity = _identity(objective, config, label)
+    start, records = _resume(accelerator, folder, identity)
+    spent = records[-1]["seconds"] if records else 0.0
     order = SampleOrder(
         len(dataset), config, start=start, rank=accelerator.process_index, world_size=accelerator.num_processes
     )
@@ -223,15 +229,11 @@ def train(
             with accelerator.autocast():
                 losses = model(batch.to(accelerator.device))
             loss = losses["loss"]
-            if not torch.isfinite(loss):
-                raise InputError(
-                    "the loss stays finite",
-                    got=f"{loss.item()} at step {step}",
-                    remedy="Lower training.learning_rate or set training.precision=fp32; the last checkpoint is intact.",
-                    file=folder,
-                )
+            _check_finite("loss", loss, step, folder)
             accelerator.backward(loss)
             norm = accelerator.clip_grad_norm_(objective.parameters(), config.clip_norm)
+            if norm is not None:  # DeepSpeed clips inside its own step and reports none here
+                _check_finite("gradient", torch.as_tensor(norm), step, folder)
             optimizer.step()
             optimizer.zero_grad()
             if ema is not None:
@@ -239,24 +241,23 @@ def train(
             last = step == config.steps
             if step % config.log_every == 0 or last:
                 record = {name: float(value) for name, value in accelerator.reduce(_detached(losses), "mean").items()}
-                # DeepSpeed clips inside its own step and reports no norm here.
                 record |= {"step": step, "learning_rate": optimizer.param_groups[0]["lr"]}
                 record |= {} if norm is None else {"gradient_norm": float(norm)}
-                record["seconds"] = time.perf_counter() - began
+                record["seconds"] = spent + time.perf_counter() - began
                 records.append(record)
                 bar.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
                 if main:
                     _append_record(folder, record)
             bar.update()
             if step % config.checkpoint_every == 0 or last or interruption.wanted:
-                _save(accelerator, folder, step)
+                _save(accelerator, folder, step, identity)
             if interruption.wanted and not last:
                 if main:
                     on_start(f"Stopped at step {step}; the same command continues from {folder}.")
                 raise SystemExit(130)
     if ema is not None:
         accelerator.unwrap_model(model).load_state_dict(ema.module.state_dict())
-    return TrainingResult(folder, records, time.perf_counter() - began)
+    return TrainingResult(folder, records, spent + time.perf_counter() - began)
 
 
 def _engine(accelerator: Accelerator) -> str:
@@ -265,7 +266,7 @@ def _engine(accelerator: Accelerator) -> str:
 
 
 def _parameter_groups(objective: nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:
-    """Weights that learn at the same rate and with the same decay together; vectors (norms, biases, tokens) do not decay."""
+    """Weights that learn at the same rate and with the same decay together; vectors (norms, biases) do not decay."""
     scale: Callable[[str], float] = objective.learning_rate_scale  # pyright: ignore[reportAssignmentType]
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in objective.named_parameters():
@@ -289,12 +290,33 @@ def _inner(optimizer: Any) -> torch.optim.Optimizer:
     return optimizer
 
 
-def _save(accelerator: Accelerator, folder: Path, step: int) -> None:
+def _check_finite(what: str, value: Tensor, step: int, folder: Path) -> None:
+    if not torch.isfinite(value).all():
+        raise InputError(
+            f"the {what} stays finite",
+            got=f"{value.item()} at step {step}",
+            remedy="Lower training.learning_rate or set training.precision=fp32; the last checkpoint is intact.",
+            file=folder,
+        )
+
+
+def _identity(objective: nn.Module, config: TrainingConfig, label: str) -> dict[str, str]:
+    """What a checkpoint may not differ in: what is trained, and every setting but how long and how often to save."""
+    free = {"steps", "checkpoint_every", "log_every", "num_workers"}
+    settings = {f"training.{name}": repr(value) for name, value in config if name not in free}
+    shapes = str([(name, tuple(p.shape), p.requires_grad) for name, p in objective.named_parameters()])
+    return {"label": label, **settings, "weights": hashlib.sha256(shapes.encode()).hexdigest()[:16]}
+
+
+def _save(accelerator: Accelerator, folder: Path, step: int, identity: dict[str, str]) -> None:
     """All ranks write into one folder aside; the main process publishes it once every rank has finished."""
     aside = folder / "checkpoints" / ".writing"
     accelerator.save_state(str(aside))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        for random_state in aside.glob("random_states_*.pkl"):  # nothing here depends on it
+            random_state.unlink()
+        (aside / IDENTITY).write_text(json.dumps(identity))
         publish_checkpoint(folder / "checkpoints", step, lambda target: _move_content(aside, target))
     accelerator.wait_for_everyone()
 
@@ -305,18 +327,27 @@ def _move_content(source: Path, target: Path) -> None:
     source.rmdir()
 
 
-def _resume(accelerator: Accelerator, folder: Path) -> tuple[int, list[Record]]:
+def _resume(accelerator: Accelerator, folder: Path, identity: dict[str, str]) -> tuple[int, list[Record]]:
     """Load the newest good checkpoint; return its step and the records up to it. Later records are dropped: they will recur."""
     found = newest_good_checkpoint(folder / "checkpoints")
     step = 0
     if found is not None:
         step, path = found
+        earlier = json.loads((path / IDENTITY).read_text())
+        for name, value in identity.items():
+            if earlier.get(name) != value:
+                raise InputError(
+                    f"a run continues with the {name} it began with",
+                    got=f"{value} instead of {earlier.get(name)}",
+                    remedy="Name another folder, or remove this one.",
+                    file=folder,
+                )
         accelerator.load_state(str(path))
     metrics = folder / "metrics.jsonl"
     records = read_records(metrics) if metrics.exists() else []
     kept = [record for record in records if record["step"] <= step]
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process and len(kept) < len(records):
+    if accelerator.is_main_process and metrics.exists():  # also mends a last line cut short by a crash
         with write_aside(metrics) as aside:
             aside.write_text("".join(json.dumps(record) + "\n" for record in kept))
     return step, kept

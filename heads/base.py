@@ -196,11 +196,9 @@ class Scope(Config):
             )
             here = " x ".join(f"{n:.0f}" for n in extent)
             return f"the model was fitted on fields of view of {seen} mm and this one is {here} mm"
-        unknown = set(prepared.contrasts) - {"unknown"}
-        if unknown and not unknown & set(self.contrasts) and self.contrasts != ("unknown",):
-            return (
-                f"the model was fitted on {', '.join(self.contrasts)} and this study has {', '.join(sorted(unknown))}"
-            )
+        foreign = sorted(set(prepared.contrasts) - {"unknown"} - set(self.contrasts))
+        if foreign and self.contrasts != ("unknown",):
+            return f"the model was fitted on {', '.join(self.contrasts)} and this study also has {', '.join(foreign)}"
         return None
 
 

@@ -24,6 +24,7 @@ from foundation.tokens import PATCH, Tokens, from_patches
 from foundation.training import TrainingResult, make_accelerator, seeded, software_versions, train
 from pretrain.config import PretrainConfig
 from pretrain.objectives import objective_module
+from pretrain.objectives.masked_autoencoding import FLAT_VARIANCE
 from pretrain.samples import MaskedStudies, Ready, box_tokens
 
 USAGE = "usage: accelerate launch -m pretrain CONFIG.yaml [key=value ...]"
@@ -112,10 +113,10 @@ def _plot_reconstruction(
     empty = torch.full((x * y * z, bag.patches.shape[-1]), nothing)
     truth = lay(bag, bag.patches, empty.clone())
     seen = lay(visible, visible.patches, empty.clone())
-    made = lay(targets, predicted * variance.sqrt() + mean, seen.clone())
+    made = lay(targets, predicted * (variance + FLAT_VARIANCE).sqrt() + mean, seen.clone())
     middle = z * PATCH // 2
     panels = [
-        (title, np.rot90(from_patches(patches, cells)[:, :, middle].numpy()))  # anterior up
+        (title, np.rot90(from_patches(patches, cells).flip(0)[:, :, middle].numpy()))  # anterior up, right on the left
         for title, patches in (("measured", truth), ("visible", seen), ("reconstructed", made))
     ]
     plot_reconstruction(path, panels)

@@ -24,14 +24,14 @@ class MaskedBatch:
 
 def mask_bags(
     bags: Sequence[Tokens],
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
     *,
     max_tokens: int,
     visible_fraction: float,
     max_targets: int,
     hide_series: float,
 ) -> MaskedBatch:
-    """Split each bag at random. With probability `hide_series` one whole series of a bag is never visible.
+    """Split each bag at random by its own generator. With probability `hide_series` one whole series of a bag is never visible.
 
     The counts K and M are the same for all bags: the shortest bag (or `max_tokens`) sets them.
     """
@@ -40,7 +40,7 @@ def mask_bags(
     num_visible = min(max(1, round(visible_fraction * shortest)), shortest - 1)
     num_targets = min(shortest - num_visible, max_targets)
     visible, targets = [], []
-    for bag in bags:
+    for bag, generator in zip(bags, generators, strict=True):
         order = _visible_first(bag, num_visible, generator, hide_series)
         visible.append(bag.take(order[None, :num_visible]))
         rest = order[num_visible:]

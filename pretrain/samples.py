@@ -86,7 +86,7 @@ class MaskedStudies:
         crop = self.crop
         return mask_bags(
             [sample.bag for sample in samples],
-            seeded(samples[0].seed),
+            [seeded(sample.seed) for sample in samples],
             max_tokens=crop.max_tokens,
             visible_fraction=crop.visible_fraction,
             max_targets=crop.max_targets,
@@ -102,8 +102,19 @@ def box_tokens(study: Sequence[Ready], rng: np.random.Generator, crop: CropConfi
     voxel = np.unravel_index(inside[rng.integers(len(inside))], anchor.body.shape)
     centre_mm = anchor.series.to_patient_mm(np.asarray(voxel))
     return Tokens.join(
-        [_series_tokens(ready, centre_mm, spacing, crop.voxels, number) for number, ready in enumerate(study)]
+        [
+            _series_tokens(ready, centre_mm, spacing, crop.voxels, number)
+            for number, ready in enumerate(study)
+            if ready is anchor or _reaches(ready.series, centre_mm, spacing, crop.voxels)
+        ]
     )
+
+
+def _reaches(series: Series, centre_mm: np.ndarray, spacing: np.ndarray, voxels: int) -> bool:
+    """Whether a box of `voxels` around a place in the patient overlaps the series' field of view."""
+    centre = apply_affine(np.linalg.inv(series.affine), centre_mm)
+    reach = voxels * spacing / series.spacing_mm / 2
+    return bool((centre + reach >= 0).all() and (centre - reach <= np.asarray(series.shape) - 1).all())
 
 
 def draw_spacing(rng: np.random.Generator, crop: CropConfig) -> np.ndarray:

@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--model", type=Path, metavar="DIR", help="a model folder made by finetune")
     evaluate.add_argument("--split", default="test", help="which of the manifest's splits (default: %(default)s)")
 
-    serve = command("serve", "open the page; writes only what is exported or signed there")
+    serve = command("serve", "open the page; what it writes goes when the server stops, unless downloaded")
     _add_models(serve)
     serve.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)"
@@ -83,7 +83,7 @@ def _check_paths(arguments: dict[str, Any]) -> None:
     """Complain about a path before anything slow is imported."""
     for name in ("study", "manifest"):
         path = arguments.get(name)
-        if path is not None and not path.exists() and not (name == "study" and "#" in path.name):
+        if path is not None and not path.exists() and not (name == "study" and "#" in str(path)):
             raise InputError(f"the {name} exists", got=path, remedy="Give the path of an existing one.")
     for folder in [arguments.get("model"), *arguments.get("models", [])]:
         if folder is not None and not (folder / "config.json").is_file():

@@ -119,7 +119,8 @@ def read_study(study: Study, models: Sequence[LoadedModel]) -> StudyReading:
 
 def read_to_folder(study: Path, out: Path, models: Sequence[Path]) -> None:
     """The `larmor read` command: reading.json, report.md, report.html, pictures/ and masks/ appear in `out` together."""
-    if out.exists() and any(out.iterdir()) and not (out / "reading.json").is_file():
+    out = out.resolve()
+    if out.exists() and not (out.is_dir() and ((out / "reading.json").is_file() or not any(out.iterdir()))):
         raise InputError(
             "OUT is a new folder or an earlier reading", got=out, remedy="Name another folder; nothing was written."
         )

@@ -24,7 +24,9 @@ def bag(num_tokens: int, num_series: int = 2) -> Tokens:
 
 def masked(bags: list[Tokens], seed: int = 0, hide_series: float = 0.0, **limits: int) -> MaskedBatch:
     options = {"max_tokens": 100, "max_targets": 100} | limits
-    return mask_bags(bags, seeded(seed), visible_fraction=0.25, hide_series=hide_series, **options)
+    return mask_bags(
+        bags, [seeded(seed, i) for i in range(len(bags))], visible_fraction=0.25, hide_series=hide_series, **options
+    )
 
 
 def ids(tokens: Tokens) -> list[list[int]]:
