@@ -111,7 +111,12 @@ def _masked(bags: list[Tokens], generator: torch.Generator) -> MaskedBatch:
     num_tokens = len(bags[0])
     max_targets = round(PREDICTED * (1 - VISIBLE) * num_tokens)
     return mask_bags(
-        bags, generator, max_tokens=num_tokens, visible_fraction=VISIBLE, max_targets=max_targets, hide_series=0.0
+        bags,
+        [generator] * len(bags),
+        max_tokens=num_tokens,
+        visible_fraction=VISIBLE,
+        max_targets=max_targets,
+        hide_series=0.0,
     )
 
 

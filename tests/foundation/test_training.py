@@ -160,3 +160,22 @@ def test_the_learning_curve_is_the_stored_one(tmp_path: Path) -> None:
     run(tmp_path)
     stored = json.loads((Path(__file__).parent / "learning_curve.json").read_text())
     assert losses(tmp_path) == pytest.approx(stored, rel=1e-4)
+
+
+def test_other_settings_do_not_continue_a_run_but_more_steps_do(tmp_path: Path) -> None:
+    run(tmp_path)
+    for changes in ({"learning_rate": 3e-2}, {"seed": 1}):
+        with pytest.raises(InputError, match=f"training.{next(iter(changes))}"):
+            train(Regression(), Line(), CONFIG.model_copy(update=changes), tmp_path, label="test")
+    longer = Regression()
+    train(longer, Line(), CONFIG.model_copy(update={"steps": 24}), tmp_path, label="test")
+    assert longer.calls == 4
+
+
+def test_a_record_cut_short_does_not_swallow_the_next(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        run(tmp_path, stop_at=8)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "lo')
+    run(tmp_path)
+    assert [record["step"] for record in read_records(tmp_path / "metrics.jsonl")] == list(range(1, CONFIG.steps + 1))
