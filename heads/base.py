@@ -20,7 +20,7 @@ from foundation.encoder import Encoder, EncoderConfig, Features
 from foundation.errors import InputError
 from foundation.findings import Finding
 from foundation.preprocess import Grid, PreparedStudy
-from foundation.study import Acquisition, Contrast
+from foundation.study import Acquisition, Contrast, Study
 from foundation.tokens import Tokens, pad_to_patches, tokenise
 from heads import HeadConfig, head_module, parse_head
 
@@ -184,6 +184,13 @@ class Scope(Config):
             smallest_extent_mm=tuple(extents.min(axis=0).tolist()),
             largest_extent_mm=tuple(extents.max(axis=0).tolist()),
         )
+
+    def known_part(self, study: Study) -> Study:
+        """The study without series of contrasts that the model never saw, as long as its reference is not among them."""
+        if self.contrasts == ("unknown",):
+            return study
+        kept = tuple(series for series in study.series if series.contrast in (*self.contrasts, "unknown"))
+        return replace(study, series=kept) if kept and kept[0] is study.reference else study
 
     def objection(self, prepared: PreparedStudy) -> str | None:
         """Why this study is outside, in words for a report; None when it is inside."""

@@ -88,9 +88,16 @@ def read_study(study: Study, models: Sequence[LoadedModel]) -> StudyReading:
     """Let every model look at the study. A model that was not made for such a study is not asked: its findings say so."""
     findings: list[Finding] = []
     masks: dict[str, Mask] = {}
+    unseen: list[str] = []
     for loaded in models:
         head, name = loaded.model.head, loaded.config.name
-        prepared = prepare_study(study, loaded.config.spacing_mm)
+        seen = loaded.config.scope.known_part(study)
+        unseen += [
+            f"{name} did not look at {one.name} ({one.contrast})."
+            for one in study.series
+            if all(one is not other for other in seen.series)
+        ]
+        prepared = prepare_study(seen, loaded.config.spacing_mm)
         objection = loaded.config.scope.objection(prepared)
         if objection:
             findings += head.refuse(source=name, why=objection)
@@ -111,6 +118,7 @@ def read_study(study: Study, models: Sequence[LoadedModel]) -> StudyReading:
         ),
         warnings=(
             *_warnings(study),
+            *unseen,
             *(f"{one.config.name}: {one.config.caution}" for one in models if one.config.caution),
         ),
     )
