@@ -94,15 +94,16 @@ def compare(
         raise InputError(
             "a comparison has test studies", got="none", remedy="Name another data.test_split.", file=collection.path
         )
+    data = collection.fingerprint()
     measured: dict[str, list[dict[str, Any]]] = {contender.title: [] for contender in contenders}
     for seed in seeds:
         for contender in contenders:
             changes = {"folder": str(_place(folder, contender, seed)), "training.seed": seed}
             run = _changed(config, {**contender.changes, **changes})
-            content = _finished(run, collection.fingerprint())
+            content = _finished(run, data)
             if content is None:
                 finetune(run, test_studies=test)
-                content = _finished(run, collection.fingerprint())
+                content = _finished(run, data)
                 assert content is not None
             measured[contender.title].append(content)
     runs: dict[str, list[Cases]] = {title: [one["cases"] for one in contents] for title, contents in measured.items()}

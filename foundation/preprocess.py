@@ -39,6 +39,11 @@ class Grid:
     def spacing_mm(self) -> np.ndarray:
         return voxel_sizes(self.affine)
 
+    @property
+    def extent_mm(self) -> np.ndarray:
+        """Edge lengths of the field of view along the axes, `(3,)`."""
+        return self.spacing_mm * np.asarray(self.shape)
+
     def with_spacing(self, spacing_mm: Sequence[float] | np.ndarray) -> Grid:
         """The grid of the same axes, centre and (to within one voxel) extent whose voxels are `spacing_mm` apart."""
         old, new = self.spacing_mm, np.asarray(spacing_mm, dtype=float)

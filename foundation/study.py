@@ -106,11 +106,6 @@ class Series:
     def voxel_volume_ml(self) -> float:
         return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000.0
 
-    @property
-    def extent_mm(self) -> np.ndarray:
-        """Edge lengths of the field of view along the array axes, `(3,)`."""
-        return self.spacing_mm * np.asarray(self.shape)
-
     def to_patient_mm(self, voxel: np.ndarray) -> np.ndarray:
         """Patient millimetres of (fractional) voxel indices `(..., 3)`."""
         return apply_affine(self.affine, voxel)

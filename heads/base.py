@@ -177,7 +177,7 @@ class Scope(Config):
 
     @classmethod
     def of(cls, studies: Sequence[PreparedStudy]) -> Scope:
-        extents = np.stack([study.grid.spacing_mm * study.grid.shape for study in studies])
+        extents = np.stack([study.grid.extent_mm for study in studies])
         contrasts = sorted({contrast for study in studies for contrast in study.contrasts})
         return cls(
             contrasts=tuple(contrasts),
@@ -194,7 +194,7 @@ class Scope(Config):
 
     def objection(self, prepared: PreparedStudy) -> str | None:
         """Why this study is outside, in words for a report; None when it is inside."""
-        extent = prepared.grid.spacing_mm * prepared.grid.shape
+        extent = prepared.grid.extent_mm
         too_large = extent > self.SLACK * np.asarray(self.largest_extent_mm)
         too_small = extent * self.SLACK < np.asarray(self.smallest_extent_mm)
         if too_large.any() or too_small.any():
