@@ -19,7 +19,8 @@ ADAPTED = ("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.proj", "mlp.fc1_g"
 
 def apply_recipe(model: TaskModel, config: FinetuneConfig) -> None:
     """Set, in place, which weights learn and how fast."""
-    model.encoder_rate = config.encoder_rate
+    if config.recipe != "scratch":
+        model.encoder_rate = config.encoder_rate
     if config.recipe in ("frozen", "lora"):
         model.encoder.requires_grad_(False)
     if config.recipe == "lora":

@@ -52,7 +52,7 @@ class Augment:
         self._noise = RandGaussianNoise(prob=probability, std=config.noise)
 
     def __call__(self, sample: StudySample, seed: int) -> StudySample:
-        sample = self._drop_series(sample, seed)
+        sample = self._forget_contrasts(self._drop_series(sample, seed), seed)
         if self.config.mirror and torch.rand((), generator=seeded(seed, 7)) < 0.5:
             sample = _mirrored(sample)
         data: dict[Hashable, Any] = {"voxels": sample.voxels, "body": sample.body.float()}
@@ -101,6 +101,12 @@ class Augment:
             contrasts=tuple(sample.contrasts[i] for i in chosen),
             acquisitions=tuple(sample.acquisitions[i] for i in chosen),
         )
+
+    def _forget_contrasts(self, sample: StudySample, seed: int) -> StudySample:
+        """Call contrasts unknown at random: many a file does not say what it is, and must be read too."""
+        forgotten = torch.rand(len(sample.contrasts), generator=seeded(seed, 8)) < self.config.forget_contrast
+        pairs = zip(sample.contrasts, forgotten.tolist(), strict=True)
+        return replace(sample, contrasts=tuple("unknown" if forget else contrast for contrast, forget in pairs))
 
 
 def _mirrored(sample: StudySample) -> StudySample:

@@ -53,6 +53,7 @@ class AugmentConfig(Config):
     smooth_mm: float = 0.6
     probability: float = 0.5
     drop_series: float = 0.2
+    forget_contrast: float = 0.1
 
 
 class FinetuneTraining(TrainingConfig):
@@ -68,8 +69,8 @@ class FinetuneConfig(Config):
     `caution` is what every reading by this model must say of it. `encoder` is a pretrained model folder; `size` and
     `drop_path` are those of an encoder from scratch. `recipe` says what of the encoder learns: everything from random weights
     (scratch), nothing (frozen), adapters (lora: for dense heads also norms and patch embedding), or everything (full). What of
-    it learns does so at `encoder_rate` times the head's rate. `dynunet` is the baseline, MONAI's DynUNet from random weights,
-    with the same samples and loop.
+    a pretrained one learns does so at `encoder_rate` times the head's rate. `dynunet` is the baseline, MONAI's DynUNet from
+    random weights, with the same samples and loop.
     """
 
     name: str

@@ -193,7 +193,7 @@ class Intensity:
 class PreparedStudy:
     """A study on one grid for a task: the reference series' axes at the task's spacing, `voxels` `(series, x, y, z)`.
 
-    Intensities are normalised per series; `body` is False in air and beyond a series' field of view, where `voxels` is 0.
+    Intensities are normalised per series. `body` is False in air and beyond a series' field of view; `voxels` is 0 beyond it.
     """
 
     study: Study
@@ -248,7 +248,7 @@ def prepare_study(study: Study, spacing_mm: Sequence[float]) -> PreparedStudy:
             grid = target
         else:
             values, inside = (sample_at(volume, target.affine, grid) for volume in (values, inside))
-        voxels.append(values * (inside > 0) if len(voxels) else values)
+        voxels.append(values)
         bodies.append(inside >= 0.5)
     assert grid is not None
     return PreparedStudy(study, grid, np.stack(voxels), np.stack(bodies))

@@ -20,7 +20,7 @@ from foundation.encoder import Encoder, EncoderConfig, Features
 from foundation.errors import InputError
 from foundation.findings import Finding
 from foundation.preprocess import Grid, PreparedStudy
-from foundation.study import Acquisition, Contrast, Study
+from foundation.study import Acquisition, Contrast, Study, contrast_index
 from foundation.tokens import Tokens, pad_to_patches, tokenise
 from heads import HeadConfig, head_module, parse_head
 
@@ -69,7 +69,7 @@ class StudySample:
 
 @dataclass(frozen=True)
 class StudyBatch:
-    """Studies as a head sees them. `voxels`, `has_series` and `labels` are there only for heads that are dense.
+    """Studies as a head sees them. `voxels`, `has_series`, `contrast` and `labels` are there only for dense heads.
 
     `voxels` is padded to a common shape, a multiple of the patch; `labels` is -1 there.
     """
@@ -77,6 +77,7 @@ class StudyBatch:
     tokens: Tokens
     voxels: Float[Tensor, "batch series x y z"] | None
     has_series: Bool[Tensor, "batch series"] | None
+    contrast: Int[Tensor, "batch series"] | None
     labels: Int[Tensor, "batch x y z"] | None
     targets: tuple[dict[str, Target], ...]
 
@@ -89,6 +90,7 @@ class StudyBatch:
             tokens=self.tokens.to(device),
             voxels=move(self.voxels),
             has_series=move(self.has_series),
+            contrast=move(self.contrast),
             labels=move(self.labels),
         )
 
@@ -98,15 +100,17 @@ class StudyBatch:
         tokens = Tokens.collate([sample.tokens() for sample in samples])
         targets = tuple(sample.targets or {} for sample in samples)
         if not dense:
-            return cls(tokens, None, None, None, targets)
+            return cls(tokens, None, None, None, None, targets)
         padded = [pad_to_patches(sample.voxels) for sample in samples]
         shape = [max(volume.shape[axis] for volume in padded) for axis in range(4)]
         voxels = torch.zeros(len(samples), *shape)
         has_series = torch.zeros(len(samples), shape[0], dtype=torch.bool)
+        contrast = torch.zeros(len(samples), shape[0], dtype=torch.long)
         for i, volume in enumerate(padded):
             s, x, y, z = volume.shape
             voxels[i, :s, :x, :y, :z] = volume
             has_series[i, :s] = True
+            contrast[i, :s] = torch.tensor([contrast_index(name) for name in samples[i].contrasts])
         labels = None
         if all(sample.labels is not None for sample in samples):
             labels = torch.full((len(samples), *shape[1:]), -1)
@@ -114,7 +118,7 @@ class StudyBatch:
                 assert sample.labels is not None
                 x, y, z = sample.labels.shape
                 labels[i, :x, :y, :z] = sample.labels
-        return cls(tokens, voxels, has_series, labels, targets)
+        return cls(tokens, voxels, has_series, contrast, labels, targets)
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ class Head(base.Head):
         }
 
     def summarise(self, cases: Sequence[dict[str, float]]) -> dict[str, float]:
-        """AUROC (one against the rest where there are more than two classes) and accuracy averaged over classes.
+        """AUROC (one against the rest where there are more than two classes) and accuracy averaged over the classes that occur.
 
         AUROC is not a number when the cases hold one class only.
         """
@@ -124,5 +124,5 @@ class Head(base.Head):
             auroc = float(binary_auroc(probabilities[:, 1], truth))
         else:
             auroc = float(multiclass_auroc(probabilities, truth, num_classes))
-        accuracy = float(multiclass_accuracy(probabilities, truth, num_classes, average="macro"))
-        return {"auroc": auroc, "balanced accuracy": accuracy}
+        recalls = multiclass_accuracy(probabilities, truth, num_classes, average="none")
+        return {"auroc": auroc, "balanced accuracy": float(recalls[truth.unique()].mean())}

@@ -2,7 +2,7 @@
 
 The encoder's 8-voxel patches are too coarse for edges, so a small convolutional stem looks at full resolution, and a decoder
 brings the two together (as in UNETR, Hatamizadeh et al. 2022, but with the stem on the voxels themselves). The stem reads
-each series alone and its maps are averaged, so a missing series changes nothing but what is known.
+each series alone, told its contrast, and its maps are averaged, so a missing series changes nothing but what is known.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from monai.losses.dice import DiceCELoss
 from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 from monai.metrics.meandice import compute_dice
@@ -24,6 +24,7 @@ from foundation.encoder import EncoderConfig, Features
 from foundation.findings import Finding, Structure, measure_structures, not_assessed
 from foundation.preprocess import PreparedStudy, find_body
 from foundation.registry import KindConfig
+from foundation.study import CONTRASTS
 from foundation.tokens import PATCH, Tokens
 from heads import base
 from heads.base import HeadReading, StudyBatch, Target
@@ -89,7 +90,7 @@ class LabelMapHead(base.Head):
         )
 
     def summarise(self, cases: Sequence[dict[str, float]]) -> dict[str, float]:
-        """Means over cases; a distance that does not exist (an empty mask) is left out of its mean and counted."""
+        """Means over cases; a distance that does not exist is left out of its mean (`one-sided structures` counts those)."""
         summary = {}
         for name in cases[0]:
             values = np.asarray([case[name] for case in cases])
@@ -104,9 +105,8 @@ class Head(LabelMapHead):
     def __init__(self, encoder: EncoderConfig, config: Config):
         super().__init__(encoder, config)
         full, half, quarter = config.channels
-        self.stem = nn.ModuleList(
-            [conv_block(1, full), conv_block(full, half, stride=2), conv_block(half, quarter, stride=2)]
-        )
+        self.look = ContrastBlock(full)
+        self.deepen = nn.ModuleList([conv_block(full, half, stride=2), conv_block(half, quarter, stride=2)])
         self.project = nn.Linear(encoder.width, config.bottleneck)
         self.air = nn.Parameter(torch.zeros(config.bottleneck))
         widths = (config.bottleneck, quarter, half, full)
@@ -120,23 +120,21 @@ class Head(LabelMapHead):
             nn.init.normal_(up.get_parameter("weight"), std=width**-0.5)
 
     def forward(self, features: Features, batch: StudyBatch) -> Float[Tensor, "batch classes x y z"]:
-        assert batch.voxels is not None and batch.has_series is not None
-        details = self._details(batch.voxels, batch.has_series)
+        assert batch.voxels is not None and batch.has_series is not None and batch.contrast is not None
+        details = self._details(batch.voxels, batch.has_series, batch.contrast)
         x = self._lay_out(self.project(features.tokens), batch.tokens, batch.voxels.shape[2:])
         for up, merge, detail in zip(self.up, self.merge, reversed(details), strict=True):
             x = merge(torch.cat([up(x), detail], dim=1))
         return self.classify(x)
 
-    def _details(self, voxels: Tensor, has_series: Tensor) -> list[Tensor]:
+    def _details(self, voxels: Tensor, has_series: Tensor, contrast: Tensor) -> list[Tensor]:
         """The stem's maps at full, half and quarter resolution, averaged over the series that are there."""
-        x = voxels.flatten(0, 1)[:, None]
-        weight = has_series.float() / has_series.sum(dim=1, keepdim=True)
-        maps = []
-        for block in self.stem:
-            x = block(x)
-            by_series = x.unflatten(0, has_series.shape)
-            maps.append((by_series * weight[:, :, None, None, None, None].to(x.dtype)).sum(dim=1))
-        return maps
+        weight = (has_series.float() / has_series.sum(dim=1, keepdim=True))[:, :, None, None, None, None]
+        x = self.look(voxels.flatten(0, 1)[:, None], contrast.flatten())
+        maps = [x]
+        for block in self.deepen:
+            maps.append(block(maps[-1]))
+        return [(x.unflatten(0, has_series.shape) * weight.to(x.dtype)).sum(dim=1) for x in maps]
 
     def _lay_out(
         self, x: Float[Tensor, "batch tokens c"], tokens: Tokens, shape: Sequence[int]
@@ -156,7 +154,7 @@ def score_labels(
 ) -> dict[str, float]:
     """`dice`, its mean over structures first, and `hd95_mm` of each structure. Two empty masks agree: Dice 1.
 
-    HD95 is not a number where exactly one of the masks is empty.
+    HD95 is not a number where exactly one of the masks is empty; `one-sided structures` is how many those are.
     """
     values = [structure.value for structure in structures]
     one_hot = [torch.from_numpy(np.stack([volume == value for value in values]))[None] for volume in (predicted, truth)]
@@ -174,6 +172,7 @@ def score_labels(
         both_empty = not guess[0, index].any() and not real[0, index].any()
         hd95 = 0.0 if both_empty else float(distance[index])
         scores[f"hd95_mm {structure.name}"] = hd95 if np.isfinite(hd95) else float("nan")
+    scores["one-sided structures"] = float((guess[0].flatten(1).any(1) != real[0].flatten(1).any(1)).sum())
     return scores
 
 
@@ -196,3 +195,35 @@ def conv_block(num_in: int, num_out: int, *, stride: int = 1) -> nn.Sequential:
         nn.InstanceNorm3d(num_out, affine=True),
         nn.LeakyReLU(0.01, inplace=True),
     )
+
+
+class ContrastBlock(nn.Module):
+    """As `conv_block` on one channel, but the first normalisation's scale and shift belong to the contrast.
+
+    What is bright in T2w is dark in T1w: averaged before that is known, two series undo each other. This is conditional
+    instance normalisation (Dumoulin et al. 2017); all contrasts start alike.
+    """
+
+    def __init__(self, num_out: int):
+        super().__init__()
+        self.first = nn.Conv3d(1, num_out, kernel_size=3, padding=1, bias=False)
+        self.scale = nn.Embedding(len(CONTRASTS), num_out)
+        self.shift = nn.Embedding(len(CONTRASTS), num_out)
+        self.rest = nn.Sequential(
+            nn.LeakyReLU(0.01, inplace=True),
+            nn.Conv3d(num_out, num_out, kernel_size=3, padding=1, bias=False),
+            nn.InstanceNorm3d(num_out, affine=True),
+            nn.LeakyReLU(0.01, inplace=True),
+        )
+        nn.init.ones_(self.scale.weight)
+        nn.init.zeros_(self.shift.weight)
+
+    def forward(
+        self, x: Float[Tensor, "series 1 x y z"], contrast: Int[Tensor, " series"]
+    ) -> Float[Tensor, "series channels x y z"]:
+        x = self.first(x)
+        # Series as channels of one volume: then each has a scale and a shift of its own in one fused operation.
+        x = nn.functional.instance_norm(
+            x.flatten(0, 1)[None], weight=self.scale(contrast).flatten(), bias=self.shift(contrast).flatten()
+        ).view_as(x)
+        return self.rest(x)

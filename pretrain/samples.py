@@ -24,6 +24,7 @@ from pretrain.masking import MaskedBatch, mask_bags
 
 ENOUGH_TOKENS = 32  # a box with fewer shows little more than air or the edge; a few others are tried
 TRIES = 4
+CACHE_BYTES = 4 * 2**30  # prepared series kept in memory
 
 
 class Sample(NamedTuple):
@@ -51,10 +52,10 @@ class Ready:
 class MaskedStudies:
     """The dataset of `foundation.training`: samples are boxes as tokens, batches are visible and target tokens."""
 
-    def __init__(self, rows: Sequence[Row], root: Path, crop: CropConfig, *, cache_gib: float = 4.0):
+    def __init__(self, rows: Sequence[Row], root: Path, crop: CropConfig):
         self.rows, self.root, self.crop = list(rows), root, crop
         self._cache: OrderedDict[int, tuple[Ready, ...]] = OrderedDict()
-        self._cache_left = cache_gib * 2**30
+        self._cache_left = CACHE_BYTES
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -110,10 +111,14 @@ def box_tokens(study: Sequence[Ready], rng: np.random.Generator, crop: CropConfi
     )
 
 
+def _box(series: Series, centre_mm: np.ndarray, spacing: np.ndarray, voxels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Middle and half edges, in the series' own voxels, of a box of `voxels` `spacing` apart around a place in the patient."""
+    return apply_affine(np.linalg.inv(series.affine), centre_mm), voxels * spacing / series.spacing_mm / 2
+
+
 def _reaches(series: Series, centre_mm: np.ndarray, spacing: np.ndarray, voxels: int) -> bool:
-    """Whether a box of `voxels` around a place in the patient overlaps the series' field of view."""
-    centre = apply_affine(np.linalg.inv(series.affine), centre_mm)
-    reach = voxels * spacing / series.spacing_mm / 2
+    """Whether the box overlaps the series' field of view."""
+    centre, reach = _box(series, centre_mm, spacing, voxels)
     return bool((centre + reach >= 0).all() and (centre - reach <= np.asarray(series.shape) - 1).all())
 
 
@@ -129,8 +134,7 @@ def draw_spacing(rng: np.random.Generator, crop: CropConfig) -> np.ndarray:
 def _series_tokens(ready: Ready, centre_mm: np.ndarray, spacing: np.ndarray, voxels: int, number: int) -> Tokens:
     """The box's tokens from one series; none where the box holds nothing of its body."""
     series = ready.series
-    centre = apply_affine(np.linalg.inv(series.affine), centre_mm)
-    reach = voxels * spacing / series.spacing_mm / 2
+    centre, reach = _box(series, centre_mm, spacing, voxels)
     shape = np.asarray(series.shape)
     # Near the edge the box is pushed back inside, so that it is as large as the series allows.
     first = np.clip(np.round(centre - reach), 0, np.maximum(shape - np.ceil(2 * reach), 0)).astype(int)

@@ -33,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"larmor: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
+    except OSError as error:  # no permission, no space, a file where a folder should be
+        print(f"larmor: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
     return result if isinstance(result, int) else 0
@@ -66,10 +69,17 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)"
     )
-    serve.add_argument("--port", type=int, default=7860, help="port to listen on (default: %(default)s)")
+    serve.add_argument("--port", type=_port, default=7860, help="port to listen on (default: %(default)s)")
 
     command("doctor", "say what this machine has and how to mend what is wrong; writes nothing")
     return parser
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 < port < 2**16:
+        raise argparse.ArgumentTypeError(f"a port is a number from 1 to 65535, not {port}")
+    return port
 
 
 def _add_models(parser: argparse.ArgumentParser) -> None:

@@ -90,7 +90,7 @@ def gpu() -> Check:
         found = ", ".join(f"{device.name} ({device.total_memory / GIB:.0f} GiB)" for device in devices)
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Check("GPU", found)
-        return Check("GPU", f"{found}, no bf16", "warn", "Train with accelerate launch --mixed_precision fp16 or no.")
+        return Check("GPU", f"{found}, no bf16", "warn", "Train with training.precision=fp32.")
     if torch.backends.mps.is_available():
         return Check("GPU", "Apple GPU (mps)")
     if shutil.which("nvidia-smi"):
@@ -110,7 +110,7 @@ def bfloat16_on_cpu() -> Check:
     speedup = _matmul_speedup()
     found = f"{', '.join(units) or 'no instructions for it'}; matrix product {speedup:.1f} times as fast as fp32"
     if speedup < 1:
-        return Check("bf16 on the CPU", found, "warn", "On the CPU, train with accelerate launch --mixed_precision no.")
+        return Check("bf16 on the CPU", found, "warn", "On the CPU, train with training.precision=fp32.")
     return Check("bf16 on the CPU", found)
 
 

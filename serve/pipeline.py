@@ -172,8 +172,6 @@ def _warnings(study: Study) -> list[str]:
     warnings = []
     for series in study.series:
         name = series.name or "a series"
-        if not series.side_is_known:
-            warnings.append(f"{name} does not say how its axes lie in the patient: left and right are not named.")
         if series.contrast == "unknown":
             warnings.append(f"The contrast of {name} is not known.")
         if (thickest := series.spacing_mm.max()) > 3.5:

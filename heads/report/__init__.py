@@ -26,9 +26,3 @@ class Draft:
 
     def section(self, name: Section) -> tuple[Sentence, ...]:
         return tuple(sentence for sentence in self.sentences if sentence.section == name)
-
-    @property
-    def text(self) -> str:
-        """The whole draft as plain text, one sentence a line under its section's name."""
-        sections = ((name, self.section(name)) for name in SECTIONS)
-        return "\n\n".join("\n".join([name, *(one.text for one in found)]) for name, found in sections if found)

@@ -84,7 +84,7 @@ def test_what_each_recipe_trains(encoder_folder: Path, make_collection, tmp_path
         apply_recipe(model, config)
         trained[recipe] = {name for name, p in model.encoder.named_parameters() if p.requires_grad}
         assert all(p.requires_grad for p in model.head.parameters())
-        assert model.learning_rate_scale("encoder.norm.weight") == config.encoder_rate
+        assert model.learning_rate_scale("encoder.norm.weight") == (1 if recipe == "scratch" else config.encoder_rate)
         assert model.learning_rate_scale("head.air") == 1
     assert trained["frozen"] == set()
     assert trained["full"] == {name for name, _ in Encoder(ENCODER).named_parameters()}
@@ -192,6 +192,13 @@ def test_series_are_dropped_but_never_all(sample: StudySample) -> None:
     augment = Augment(AugmentConfig(drop_series=0.9), (4.0, 4.0, 4.0))
     numbers = {len(augment(sample, seed).contrasts) for seed in range(30)}
     assert numbers == {1, 2}
+
+
+def test_contrasts_are_forgotten_at_random(sample: StudySample) -> None:
+    augment = Augment(AugmentConfig(drop_series=0, forget_contrast=0.5), (4.0, 4.0, 4.0))
+    seen = [augment(sample, seed).contrasts for seed in range(40)]
+    assert {first for first, _ in seen} == {"unknown", sample.contrasts[0]}
+    assert {second for _, second in seen} == {"unknown", sample.contrasts[1]}
 
 
 def test_a_crop_keeps_its_place_in_the_patient(sample: StudySample) -> None:

@@ -142,6 +142,17 @@ def test_a_perfect_segmentation_scores_one(studies: list) -> None:
         assert scores["hd95_mm core"] == 0
 
 
+def test_the_stem_is_told_each_series_contrast(studies: list) -> None:
+    """The same voxels under another contrast may be read otherwise, and what is learnt of one leaves the other alone."""
+    model = make("segmentation")
+    batch = batch_of(model, [study for study in studies if len(study[0].contrasts) == 1])
+    assert batch.contrast is not None
+    model(batch)["loss"].backward()
+    scale = model.get_parameter("head.look.scale.weight").grad
+    assert scale is not None
+    assert set(scale.abs().sum(dim=1).nonzero().flatten().tolist()) == set(batch.contrast.flatten().tolist())
+
+
 def test_a_class_that_does_not_exist_is_an_input_error(studies: list) -> None:
     model = make("classification")
     with pytest.raises(InputError, match="index of a class"):

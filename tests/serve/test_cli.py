@@ -75,6 +75,13 @@ def test_serve_listens_on_this_machine_only_unless_told(calls: list[dict[str, ob
     assert calls == [{"models": [], "host": "127.0.0.1", "port": 7860}]
 
 
+@pytest.mark.parametrize("port", ["0", "99999", "http"])
+def test_a_port_that_is_none_is_refused(port: str, calls: list[dict[str, object]]):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["serve", "--port", port])
+    assert not calls
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -105,6 +112,7 @@ def test_wrong_path_is_one_line(
             "larmor: a rule (got this and that). Do so.\n",
         ),
         (KeyboardInterrupt(), 130, ""),
+        (PermissionError(13, "Permission denied", "out"), 2, "larmor: [Errno 13] Permission denied: 'out'\n"),
     ],
 )
 def test_exit_codes(

@@ -39,7 +39,7 @@ def test_slow_bf16_is_a_warning(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(doctor, "_matmul_speedup", lambda: 0.2)
     check = doctor.bfloat16_on_cpu()
     assert check.verdict == "warn"
-    assert "--mixed_precision no" in check.remedy
+    assert "training.precision=fp32" in check.remedy
 
 
 def test_deepspeed_without_a_compiler_is_a_warning(monkeypatch: pytest.MonkeyPatch):

@@ -12,7 +12,6 @@ import pytest
 
 from foundation.figures import png_bytes
 from foundation.findings import Evidence, Finding, Measurement, ModelUsed, Reading, SeriesSummary
-from heads.report import Draft
 from heads.report.templates import NOT_A_DEVICE, draft
 from serve.render import BANNER, Picture, markdown_escaped, render_html, render_markdown
 
@@ -101,7 +100,6 @@ def test_a_reading_without_findings_is_a_page():
     page = Page(render_html(empty, draft(empty), []))
     assert "No structures were assessed" in page.text and not page.all("table")
     assert "No structures were assessed" in render_markdown(empty, draft(empty), [])
-    assert Draft(()).text == ""
 
 
 def test_markdown_shows_text_and_never_obeys_it():
