@@ -15,7 +15,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test bench demo real format requirements clean
+.PHONY: help setup test gallery bench demo real format requirements clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1 \2/p' $(MAKEFILE_LIST) | while read -r name text; do printf '  make %-14s%s\n' "$$name" "$$text"; done
@@ -41,6 +41,9 @@ test: setup  ## everything that must hold before a change is kept: lint, format,
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 	$(BIN)/pytest
+
+gallery: setup  ## what the synthetic cohort looks like: docs/gallery.png
+	$(BIN)/python -m foundation.cohort.gallery docs/gallery.png
 
 bench: setup  ## measured ratios, printed as a table
 	$(BIN)/python -m benchmarks

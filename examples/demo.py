@@ -13,7 +13,8 @@ from pathlib import Path
 
 from finetune.compare import Comparison, Contender, compare
 from finetune.config import FinetuneConfig
-from foundation.cohort.anatomy import write_cohort
+from foundation.cohort.patient import CohortConfig
+from foundation.cohort.writing import write_cohort
 from foundation.config import load_config
 from foundation.files import copy_folder_aside, write_aside
 from foundation.reading.collection import read_manifest, study_from_path
@@ -45,9 +46,8 @@ def run(folder: Path, num_subjects: int, *, quick: bool = False) -> dict[str, Pa
     """Everything in order; returns what was written, by what it is."""
     few = ["training.steps=6", "training.warmup_steps=2"] if quick else []
     manifest = folder / "cohort" / "manifest.jsonl"
-    if not manifest.exists():
-        print(f"1/5 {num_subjects} synthetic patients")
-        write_cohort(folder / "cohort", num_subjects, seed=0, contrasts=("T1w",), splits=SPLITS)
+    print(f"1/5 {num_subjects} synthetic patients")
+    write_cohort(folder / "cohort", CohortConfig(contrasts=("T1w", "FLAIR"), splits=SPLITS), num_subjects)
 
     print("2/5 pretraining without labels")
     here = [f"manifest={manifest}", f"folder={folder / 'pretrain'}", *few]

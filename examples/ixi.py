@@ -2,7 +2,7 @@
 
     python examples/ixi.py FOLDER manifest.jsonl
 
-The 149 regions are merged into eight structures, written beside the manifest; every third head is for testing.
+The 149 regions are merged into the cohort's structures, written beside the manifest. All heads are for testing.
 """
 
 from __future__ import annotations
@@ -13,45 +13,47 @@ from pathlib import Path
 
 import numpy as np
 
+from foundation.cohort.materials import STRUCTURES
 from foundation.reading.collection import Row, SeriesEntry, write_manifest
 from foundation.reading.nifti import read_labels, read_nifti, write_labels
 from foundation.training import progress
 
-# MUSE region numbers of each of our labels (values as in configs/finetune/ixi.yaml); cortex is every region from 100 on.
+# MUSE region numbers of each structure; as in the cohort, accumbens and amygdala count as cortex.
 REGIONS = {
-    1: (51, 52),
-    2: (47, 48),
-    3: (59, 60),
-    4: (23, 30, 36, 37, 55, 56, 57, 58),
-    5: (38, 39, 40, 41, 71, 72, 73),
-    6: (35,),
-    7: (81, 82, 83, 84, 85, 86, 87, 88, 89, 90, 91, 92, 93, 94, 95),
-    8: tuple(range(100, 208)),
+    "cerebral cortex": (23, 30, 31, 32, *range(100, 208)),
+    "cerebral white matter": tuple(range(81, 96)),
+    "lateral ventricle": (49, 50, 51, 52),
+    "thalamus": (59, 60),
+    "caudate": (36, 37),
+    "putamen": (57, 58),
+    "pallidum": (55, 56),
+    "hippocampus": (47, 48),
+    "cerebellum": (38, 39, 40, 41, 71, 72, 73),
+    "brainstem": (35,),
 }
 
 
 def write_ixi_manifest(source: Path, manifest: Path) -> Path:
     """Merge labels, write the manifest; paths are relative to it."""
     table = np.zeros(256, dtype=np.int16)
-    for value, regions in REGIONS.items():
-        table[list(regions)] = value
+    for name, regions in REGIONS.items():
+        table[list(regions)] = STRUCTURES[name]
     images = sorted((source / "t1").glob("*.nii.gz"))
     rows = []
     with progress(total=len(images), label="merge labels", unit="head") as bar:
-        for index, image in enumerate(images):
+        for image in images:
             series = read_nifti(image)
             stem = image.name.removesuffix(".nii.gz")
             labels = read_labels(source / "dlmuse" / f"{stem}_DLMUSE.nii.gz", series)
             mask = manifest.parent / "labels" / f"{stem}.nii.gz"
             write_labels(mask, table[labels], series)
+            path = os.path.relpath(image.resolve(), manifest.parent.resolve())
             rows.append(
                 Row(
                     subject=stem,
-                    series=(
-                        SeriesEntry(path=os.path.relpath(image.resolve(), manifest.parent.resolve()), contrast="T1w"),
-                    ),
+                    series=(SeriesEntry(path=path, contrast="T1w"),),
                     mask=f"labels/{mask.name}",
-                    split="test" if index % 3 == 2 else "train",
+                    split="test",
                 )
             )
             bar.update()

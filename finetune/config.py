@@ -66,7 +66,8 @@ class FinetuneTraining(TrainingConfig):
 class FinetuneConfig(Config):
     """One task, one way of fitting it.
 
-    `caution` is what every reading by this model must say of it. `encoder` is a pretrained model folder; `size` and
+    `caution` is what every reading by this model must say of it. `encoder` is a pretrained model folder,
+    or that of another task, which then also gives as much of its head as fits; `size` and
     `drop_path` are those of an encoder from scratch. `recipe` says what of the encoder learns: everything from random weights
     (scratch), nothing (frozen), adapters (lora: for dense heads also norms and patch embedding), or everything (full). What of
     a pretrained one learns does so at `encoder_rate` times the head's rate. `dynunet` is the baseline, MONAI's DynUNet from

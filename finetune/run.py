@@ -5,20 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import nn
 
 from finetune.adapters import apply_recipe, merge_lora
 from finetune.baselines import dynunet
 from finetune.config import FinetuneConfig
 from finetune.evaluate import Evaluation, evaluate_studies, save_evaluation
 from finetune.samples import LabelledSamples, LabelledStudy, choose_rows, read_labelled
+from foundation.checkpoint import read_about
 from foundation.config import save_config
 from foundation.encoder import Encoder, EncoderConfig
 from foundation.errors import InputError
 from foundation.figures import plot_curves
 from foundation.reading.collection import read_manifest
 from foundation.training import TrainingResult, make_accelerator, software_versions, train
-from heads.base import Scope, TaskConfig, TaskModel, save_task
+from heads.base import Scope, TaskConfig, TaskModel, load_task, save_task
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None
         (config.folder / "metrics.json").unlink(missing_ok=True)
         save_config(config, config.folder / "config.yaml")
     studies = read_labelled(collection, rows, model.head, config.data.spacing_mm, label="read")
+    if main and (caution := _boxes_are_small(config, studies)):
+        print(caution)
     result = train(
         model,
         LabelledSamples(studies, model.head, config),
@@ -112,7 +117,38 @@ def make_model(config: FinetuneConfig) -> TaskModel:
             got="encoder: null",
             remedy="Set encoder=FOLDER (pretraining writes one), or recipe=scratch.",
         )
-    return TaskModel.build(Encoder.load(config.encoder), config.head)
+    if read_about(config.encoder)["kind"] != "task":
+        return TaskModel.build(Encoder.load(config.encoder), config.head)
+    start, _, _ = load_task(config.encoder)
+    assert isinstance(start.encoder, Encoder)
+    model = TaskModel.build(start.encoder.train(), config.head)
+    model.warm = take_over(model.head, start.head)
+    return model
+
+
+def take_over(head: nn.Module, start: nn.Module) -> frozenset[str]:
+    """Copy what fits by name and shape from a fitted head; return the names. The last layer's classes rarely fit."""
+    theirs, ours = start.state_dict(), head.state_dict()
+    fits = {name: tensor for name, tensor in theirs.items() if name in ours and ours[name].shape == tensor.shape}
+    head.load_state_dict(fits, strict=False)
+    return frozenset(f"head.{name}" for name in fits)
+
+
+def _boxes_are_small(config: FinetuneConfig, studies: list[LabelledStudy]) -> str | None:
+    """A note where training shows boxes much smaller than what the model will read in one pass.
+
+    Fitted on 128 mm boxes of IXI heads and read on whole ones, mean Dice was 0.30 (a DynUNet's 0.60): attention over a head's
+    tokens is not attention over a box's.
+    """
+    if config.data.crop_voxels is None or config.recipe == "dynunet":
+        return None
+    largest = np.max([study.prepared.grid.shape for study in studies], axis=0)
+    if (largest <= Scope.SLACK * np.asarray(config.data.crop_voxels)).all():
+        return None
+    return (
+        f"Note: training sees boxes of {config.data.crop_voxels} voxels, reading sees whole studies of up to "
+        f"{tuple(largest.tolist())} in one pass, and may be much worse for it. Set data.crop_voxels=null to train on whole ones."
+    )
 
 
 def _card(config: FinetuneConfig, about: dict, evaluation: Evaluation | None) -> str:

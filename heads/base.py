@@ -237,6 +237,7 @@ class TaskModel(nn.Module):
         self.encoder = encoder
         self.head = head
         self.encoder_rate = 1.0
+        self.warm: frozenset[str] = frozenset()
 
     @classmethod
     def build(cls, encoder: Encoder, head: HeadConfig) -> TaskModel:
@@ -249,8 +250,8 @@ class TaskModel(nn.Module):
         return self.head(self.encoder(batch.tokens), batch)
 
     def learning_rate_scale(self, name: str) -> float:
-        """What of the encoder learns, adapters included, learns at `encoder_rate` times the head's rate."""
-        return self.encoder_rate if name.startswith("encoder.") else 1.0
+        """What was fitted before (the encoder, adapters included, and `warm`) learns at `encoder_rate` times the head's rate."""
+        return self.encoder_rate if name.startswith("encoder.") or name in self.warm else 1.0
 
     @torch.inference_mode()
     def output_of(self, prepared: PreparedStudy) -> Tensor:

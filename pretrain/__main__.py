@@ -25,7 +25,7 @@ from foundation.training import TrainingResult, make_accelerator, seeded, softwa
 from pretrain.config import PretrainConfig
 from pretrain.objectives import objective_module
 from pretrain.objectives.masked_autoencoding import FLAT_VARIANCE
-from pretrain.samples import MaskedStudies, Ready, box_tokens
+from pretrain.samples import DrawnStudies, FiledStudies, MaskedStudies, Ready, box_tokens
 
 USAGE = "usage: accelerate launch -m pretrain CONFIG.yaml [key=value ...]"
 
@@ -44,14 +44,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def pretrain(config: PretrainConfig) -> Path:
     """Run one pretraining; return the model folder."""
-    collection = read_manifest(config.manifest)
-    rows = [row for row in collection.rows if config.splits is None or row.split in config.splits]
-    if not rows:
-        got = f"none with split in {list(config.splits or ())}"
-        raise InputError(
-            "pretraining has studies", got=got, remedy="Set splits, or splits=null for all.", file=config.manifest
-        )
-    dataset = MaskedStudies(rows, collection.root, config.crop)
+    studies = studies_of(config)
+    dataset = MaskedStudies(studies, config.crop)
     torch.manual_seed(config.training.seed)
     encoder = Encoder(config.encoder)
     objective = objective_module(config.objective.kind).Objective(encoder, config.objective)
@@ -63,24 +57,45 @@ def pretrain(config: PretrainConfig) -> Path:
     if accelerator.is_main_process:
         provenance = {
             "versions": software_versions(),
-            "data": {"manifest": str(config.manifest), "fingerprint": collection.fingerprint(), "studies": len(rows)},
+            "data": {"source": _source(config), "fingerprint": studies.fingerprint(), "studies": len(studies)},
             "config": config.model_dump(mode="json"),
         }
-        encoder.save(model_folder, card=_card(config, len(rows), result), provenance=provenance)
+        encoder.save(model_folder, card=_card(config, len(studies), result), provenance=provenance)
         plot_curves(config.folder / "loss.png", result.records, ["loss"])
         picture = config.folder / "reconstruction.png"
-        _plot_reconstruction(objective.to("cpu").eval(), dataset.study(0), config, picture)
+        _plot_reconstruction(objective.to("cpu").eval(), studies.ready(0, config.training.seed), config, picture)
         for path in (model_folder, config.folder / "metrics.jsonl", config.folder / "loss.png", picture):
             print(f"wrote {path}")
     accelerator.wait_for_everyone()
     return model_folder
 
 
+def studies_of(config: PretrainConfig) -> FiledStudies | DrawnStudies:
+    """The manifest's studies of the chosen splits, or a stream of synthetic patients."""
+    if config.cohort is not None:
+        return DrawnStudies(config.cohort)
+    assert config.manifest is not None
+    collection = read_manifest(config.manifest)
+    rows = [row for row in collection.rows if config.splits is None or row.split in config.splits]
+    if not rows:
+        got = f"none with split in {list(config.splits or ())}"
+        raise InputError(
+            "pretraining has studies", got=got, remedy="Set splits, or splits=null for all.", file=config.manifest
+        )
+    return FiledStudies(collection, rows)
+
+
+def _source(config: PretrainConfig) -> str:
+    if config.cohort is None:
+        return f"`{config.manifest}`"
+    return f"a synthetic cohort (seed {config.cohort.seed}, {config.cohort.appearance} appearance)"
+
+
 def _card(config: PretrainConfig, num_studies: int, result: TrainingResult) -> str:
     loss = result.records[-1]["loss"]
     return (
         f"# Larmor encoder ({config.size})\n\n"
-        f"Pretrained by {config.objective.kind.replace('_', ' ')} on {num_studies} studies of `{config.manifest}` for "
+        f"Pretrained by {config.objective.kind.replace('_', ' ')} on {num_studies} studies of {_source(config)} for "
         f"{config.training.steps} steps of {config.training.batch_size} boxes; last loss {loss:.3f}, "
         f"{result.seconds:.0f} s in the last session.\n\n"
         "It has no head: it says nothing of a patient by itself. Not a medical device.\n"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, SerializeAsAny, field_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
+from foundation.cohort.stream import StreamConfig
 from foundation.config import Config
 from foundation.encoder import EncoderConfig, Size
 from foundation.training import TrainingConfig
@@ -30,9 +31,13 @@ class CropConfig(Config):
 
 
 class PretrainConfig(Config):
-    """`splits` names the rows of the manifest that are used; None takes every row."""
+    """Studies come from a `manifest` or are drawn from a synthetic `cohort` as they are needed; one of the two is given.
 
-    manifest: Path
+    `splits` names the rows of the manifest that are used; None takes every row.
+    """
+
+    manifest: Path | None = None
+    cohort: StreamConfig | None = None
     folder: Path = Path("runs/pretrain")
     splits: tuple[str, ...] | None = ("pretrain",)
     size: Size = "tiny"
@@ -47,6 +52,12 @@ class PretrainConfig(Config):
     @classmethod
     def _by_kind(cls, value: object) -> object:
         return parse_objective(value) if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PretrainConfig:
+        if (self.manifest is None) == (self.cohort is None):
+            raise ValueError("pretraining has one source of studies: set manifest=FILE, or cohort, not both")
+        return self
 
     @property
     def encoder(self) -> EncoderConfig:

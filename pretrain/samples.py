@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,8 +14,9 @@ from jaxtyping import Float
 from nibabel.affines import apply_affine
 from torch import Tensor
 
+from foundation.cohort.stream import CohortStream, StreamConfig
 from foundation.preprocess import Grid, Intensity, find_body, resample, to_closest_ras
-from foundation.reading.collection import Row, read_study
+from foundation.reading.collection import Collection, Row, read_study
 from foundation.study import Series
 from foundation.tokens import PATCH, Tokens, tokenise
 from foundation.training import Draw, fold, seeded
@@ -49,21 +50,29 @@ class Ready:
         return cls(series, body, Intensity.of(series.voxels, body))
 
 
-class MaskedStudies:
-    """The dataset of `foundation.training`: samples are boxes as tokens, batches are visible and target tokens."""
+@runtime_checkable
+class Studies(Protocol):
+    """Where studies come from. `seed` matters only to a source that shows a study differently each time."""
 
-    def __init__(self, rows: Sequence[Row], root: Path, crop: CropConfig):
-        self.rows, self.root, self.crop = list(rows), root, crop
+    def __len__(self) -> int: ...
+    def ready(self, index: int, seed: int) -> tuple[Ready, ...]: ...
+    def fingerprint(self) -> str: ...
+
+
+class FiledStudies:
+    """The studies of a manifest, read and prepared once and kept while memory for them lasts."""
+
+    def __init__(self, collection: Collection, rows: Sequence[Row]):
+        self.collection, self.rows = collection, list(rows)
         self._cache: OrderedDict[int, tuple[Ready, ...]] = OrderedDict()
         self._cache_left = CACHE_BYTES
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def study(self, index: int) -> tuple[Ready, ...]:
-        """The study's series, read and prepared once and kept while memory for it lasts."""
+    def ready(self, index: int, seed: int) -> tuple[Ready, ...]:
         if index not in self._cache:
-            ready = tuple(Ready.of(series) for series in read_study(self.rows[index], self.root).series)
+            ready = tuple(Ready.of(series) for series in read_study(self.rows[index], self.collection.root).series)
             self._cache_left -= sum(one.series.voxels.nbytes + one.body.nbytes for one in ready)
             self._cache[index] = ready
             while self._cache_left < 0 and len(self._cache) > 1:
@@ -71,8 +80,38 @@ class MaskedStudies:
                 self._cache_left += sum(one.series.voxels.nbytes + one.body.nbytes for one in oldest)
         return self._cache[index]
 
+    def fingerprint(self) -> str:
+        return self.collection.fingerprint()
+
+
+class DrawnStudies:
+    """Synthetic patients that are made as they are needed; no scan is seen twice."""
+
+    def __init__(self, config: StreamConfig):
+        self.stream = CohortStream(config)
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+    def ready(self, index: int, seed: int) -> tuple[Ready, ...]:
+        return tuple(Ready.of(series) for series in self.stream.study(index, fold(seed, 23) % 2**31).series)
+
+    def fingerprint(self) -> str:
+        settings = f"{self.stream.config.model_dump_json()} {self.stream.config.source().describe()}"
+        return hashlib.sha256(settings.encode()).hexdigest()
+
+
+class MaskedStudies:
+    """The dataset of `foundation.training`: samples are boxes as tokens, batches are visible and target tokens."""
+
+    def __init__(self, studies: Studies, crop: CropConfig):
+        self.studies, self.crop = studies, crop
+
+    def __len__(self) -> int:
+        return len(self.studies)
+
     def __getitem__(self, draw: Draw) -> Sample:
-        study = self.study(draw.index)
+        study = self.studies.ready(draw.index, draw.seed)
         best: Tokens | None = None
         for attempt in range(TRIES):
             bag = box_tokens(study, np.random.default_rng(fold(draw.seed, attempt)), self.crop)

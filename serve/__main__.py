@@ -19,6 +19,7 @@ COMMANDS = {
     "read": "serve.pipeline:read_to_folder",
     "evaluate": "finetune.evaluate:evaluate_to_folder",
     "serve": "serve.app:launch",
+    "cohort": "foundation.cohort.writing:cohort_command",
     "doctor": "serve.doctor:main",
 }
 
@@ -70,6 +71,19 @@ def _parser() -> argparse.ArgumentParser:
         "--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)"
     )
     serve.add_argument("--port", type=_port, default=7860, help="port to listen on (default: %(default)s)")
+
+    cohort = command("cohort", "make synthetic patients with exact truth; writes studies and a manifest into OUT")
+    cohort.add_argument("out", type=Path, metavar="OUT", help="a new folder, or one to continue in")
+    cohort.add_argument("--subjects", type=int, default=24, help="how many (default: %(default)s)")
+    cohort.add_argument("--seed", type=int, help="another seed is another cohort (default: 0)")
+    cohort.add_argument("--spacing", dest="spacing_mm", type=float, metavar="MM", help="1, 2 or 4 (default: 2)")
+    cohort.add_argument("--contrasts", nargs="+", metavar="NAME", help="T1w T1w-contrast T2w FLAIR PD DWI ADC T2star")
+    cohort.add_argument("--appearance", help="physics, random or mixed (default: physics)")
+    cohort.add_argument("--family", help="usual, or shifted: scanners and lesions held apart (default: usual)")
+    cohort.add_argument("--anatomy", type=Path, metavar="DIR", help="whole-head label maps to start from")
+    cohort.add_argument("--maps", action="store_true", default=None, help="T1, T2 and ADC maps too")
+    cohort.add_argument("--raw", action="store_true", default=None, help="multi-coil k-space of a few slices too")
+    cohort.add_argument("--processes", type=int, help="how many at a time (default: every core)")
 
     command("doctor", "say what this machine has and how to mend what is wrong; writes nothing")
     return parser

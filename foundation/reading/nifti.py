@@ -27,7 +27,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from foundation.errors import InputError
 from foundation.files import write_aside
-from foundation.study import Acquisition, Contrast, Series, checked_contrast
+from foundation.study import Acquisition, Contrast, Series, checked_contrast, known_numbers
 
 # 2 GiB as float32: a whole head at 0.3 mm (800 x 800 x 800) fits, the 32767 cubed that 1 kB can claim does not.
 MAX_VOXELS = 2**29
@@ -151,6 +151,19 @@ def write_volume(path: str | Path, voxels: np.ndarray, series: Series) -> None:
     """Write `(x, y, z)` real voxels as float32 on the grid of `series`."""
     assert voxels.dtype.kind in "iufb" and np.isfinite(voxels).all(), voxels.dtype
     _write(Path(path), voxels.astype(np.float32), series, intent="none")
+
+
+def write_sidecar(path: Path, acquisition: Acquisition) -> None:
+    """Write the BIDS sidecar that `read_nifti` looks for beside a volume; what is not known is left out."""
+    known = known_numbers(acquisition)
+    content: dict[str, float | str] = {
+        key: known[name] / factor  # pyright: ignore[reportOperatorIssue]
+        for key, (name, factor, _) in SIDECAR_NUMBERS.items()
+        if name in known
+    }
+    if "vendor" in known:
+        content["Manufacturer"] = known["vendor"]
+    publish_bytes(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def nifti_stem(path: Path) -> str:

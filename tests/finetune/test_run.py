@@ -150,6 +150,49 @@ def sample(make_collection) -> StudySample:
     return StudySample.of(prepared, labels, {})
 
 
+def test_a_task_can_start_from_another_one(make_collection, encoder_folder: Path, tmp_path: Path) -> None:
+    """Stem and decoder are taken over and learn gently; the last layer, whose classes differ, is new."""
+    from finetune.run import finetune, make_model
+
+    first = finetune(config_of(make_collection(4), tmp_path / "first", encoder_folder))
+    assert first.model_folder is not None
+    head = {
+        "kind": "segmentation",
+        "structures": [{"value": 1, "name": "core", "paired": False}, {"value": 2, "name": "rim", "paired": False}],
+        "channels": [8, 8, 8],
+        "bottleneck": 16,
+    }
+    config = config_of(make_collection(4), tmp_path / "second", first.model_folder, head=head)
+    model = make_model(config)
+    before, after = first.model.state_dict(), model.state_dict()
+    assert torch.equal(before["head.look.first.weight"], after["head.look.first.weight"])
+    assert torch.equal(before["encoder.embed.patch.weight"], after["encoder.embed.patch.weight"])
+    assert {name for name in after if name.startswith("head.")} - model.warm == {
+        "head.classify.weight",
+        "head.classify.bias",
+    }
+    model.encoder_rate = 0.3
+    assert model.learning_rate_scale("head.look.first.weight") == 0.3
+    assert model.learning_rate_scale("head.classify.weight") == 1.0
+
+
+def test_boxes_much_smaller_than_the_studies_are_pointed_out(make_collection, tmp_path: Path) -> None:
+    from finetune.run import _boxes_are_small
+    from finetune.samples import LabelledStudy
+
+    collection = read_manifest(make_collection(1))
+    study = prepare_study(read_study(collection.rows[0], collection.root), (4.0, 4.0, 4.0))
+    studies = [LabelledStudy(collection.rows[0], study, None)]
+    config = config_of(collection.path, tmp_path, None, recipe="scratch")
+
+    def note(crop: tuple[int, int, int] | None) -> str | None:
+        data = config.data.model_copy(update={"crop_voxels": crop})
+        return _boxes_are_small(config.model_copy(update={"data": data}), studies)
+
+    assert note(None) is None and note(study.grid.shape) is None
+    assert "data.crop_voxels=null" in (note((8, 8, 8)) or "")
+
+
 def test_augmentation_is_a_function_of_its_seed(sample: StudySample) -> None:
     augment = Augment(AugmentConfig(probability=1.0), (4.0, 4.0, 4.0))
     first = augment(sample, 7)

@@ -5,15 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from foundation.config import load_config
+from foundation.config import load_config, parse_config
 from foundation.encoder import Encoder, EncoderConfig
+from foundation.errors import InputError
 from foundation.reading.collection import read_manifest
 from foundation.training import Draw
+from pretrain.__main__ import pretrain
 from pretrain.config import CropConfig, PretrainConfig
 from pretrain.masking import MaskedBatch
 from pretrain.objectives import objective_kinds, objective_module, parse_objective
 from pretrain.objectives.masked_autoencoding import FLAT_VARIANCE
-from pretrain.samples import MaskedStudies
+from pretrain.samples import FiledStudies, MaskedStudies
 
 CROP = CropConfig(voxels=24, spacing_mm=(4.0, 4.5), max_tokens=64, max_targets=16)
 
@@ -21,7 +23,7 @@ CROP = CropConfig(voxels=24, spacing_mm=(4.0, 4.5), max_tokens=64, max_targets=1
 @pytest.fixture
 def batch(make_collection) -> MaskedBatch:
     collection = read_manifest(make_collection(4))
-    studies = MaskedStudies(collection.rows, collection.root, CROP)
+    studies = MaskedStudies(FiledStudies(collection, collection.rows), CROP)
     return studies.collate([studies[Draw(index, index)] for index in range(4)])
 
 
@@ -134,3 +136,22 @@ def test_no_studies_and_a_typo_are_one_line_and_exit_2(make_collection, tmp_path
     assert main([str(config), "trainig.steps=3"]) == 2
     assert "Did you mean 'training'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists(), "nothing is written"
+
+
+def test_pretraining_draws_patients_without_files(tmp_path: Path) -> None:
+    """From the cohort's stream, to a model folder that says where its data came from."""
+    values = {
+        "folder": str(tmp_path),
+        "cohort": {"subjects": 2, "spacing_mm": 4.0, "contrasts": ["T1w"]},
+        "crop": CROP.model_dump(),
+        "training": {"steps": 2, "batch_size": 2, "warmup_steps": 1},
+    }
+    folder = pretrain(parse_config(PretrainConfig, values))
+    assert "synthetic cohort" in (folder / "card.md").read_text()
+    assert Encoder.load(folder).config.width == 192
+
+
+def test_pretraining_has_exactly_one_source() -> None:
+    for values in ({}, {"manifest": "a.jsonl", "cohort": {}}):
+        with pytest.raises(InputError, match="one source"):
+            parse_config(PretrainConfig, values)

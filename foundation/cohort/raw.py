@@ -1,0 +1,118 @@
+"""Raw data of a synthetic head: what eight coils would have measured, in fastMRI's layout.
+
+    raw = simulate_raw(anatomy, tissues, "T2w", generator)
+    write_raw(Path("T2w.h5"), raw)
+
+Simulated without the inverse crime (Shimron et al. 2022): the head is finer than the k-space that is kept, every slice has a
+phase of its own, the coils' maps are not handed out, and noise is added before anything is masked. The target is the
+noise-free combination of the coils on the acquired grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Complex, Float
+from numpy.random import Generator
+from torch import Tensor
+
+from foundation.cohort.acquisition import draw_protocol, head_image
+from foundation.cohort.anatomy import Anatomy
+from foundation.cohort.materials import BRAIN, STRUCTURES
+from foundation.files import write_aside
+from foundation.physics.kspace import (
+    add_noise,
+    coil_maps,
+    crop,
+    draw_mask,
+    root_sum_of_squares,
+    smooth_phase,
+    to_image,
+    to_kspace,
+)
+from foundation.physics.relaxometry import TissueTable
+
+FINER = 1.25  # voxels of the acquisition over those of the head
+
+
+@dataclass(frozen=True)
+class RawData:
+    """Axial slices. `kspace` is fully sampled and noisy, `mask` says which columns an accelerated scan would have kept."""
+
+    kspace: Complex[Tensor, "slices coils height width"]
+    mask: Bool[Tensor, " width"]
+    target: Float[Tensor, "slices height width"]
+    sigma: float
+    facts: dict[str, Any]
+
+    @property
+    def undersampled(self) -> Complex[Tensor, "slices coils height width"]:
+        return self.kspace * self.mask
+
+
+def simulate_raw(
+    anatomy: Anatomy,
+    tissues: TissueTable,
+    contrast: str,
+    generator: Generator,
+    *,
+    num_slices: int = 6,
+    num_coils: int = 8,
+    acceleration: float = 4.0,
+    mask: str = "equispaced",
+    noise: float = 0.02,
+) -> RawData:
+    """`noise` is the standard deviation of each channel's real and imaginary part over the mean signal of the head."""
+    protocol = draw_protocol(contrast, anatomy.subject, float(anatomy.spacing_mm[0]), generator)
+    protocol = replace(protocol, artefact=None, voxel_mm=tuple(anatomy.spacing_mm.tolist()), tilt_deg=(0.0, 0.0, 0.0))
+    signal = head_image(anatomy, protocol, tissues, generator)
+    brain = np.argwhere(np.isin(anatomy.labels, [STRUCTURES[name] for name in BRAIN]))[:, 2]
+    low, high = np.quantile(brain, [0.2, 0.8])
+    chosen = np.unique(np.linspace(low, high, num_slices).round().astype(int)).tolist()
+    height, width = (2 * int(n / FINER / 2) for n in signal.shape[:2])
+    level = float(signal.abs()[signal.abs() > 0.05 * signal.abs().max()].mean())
+    sigma = noise * level
+    middle = (signal.shape[2] - 1) / 2
+    coil_seed = int(generator.integers(2**31))
+    kspace, target = [], []
+    for place in chosen:
+        off_mm = (0.0, 0.0, float((place - middle) * anatomy.spacing_mm[2]))
+        # The same coils for every slice: their own generator, begun anew.
+        coils = np.random.default_rng(coil_seed)
+        maps = coil_maps((*signal.shape[:2], 1), anatomy.spacing_mm, num_coils, coils, centre_mm=off_mm)[..., 0]
+        image = signal[:, :, place] * smooth_phase(signal.shape[:2], 0.6, generator)
+        measured = crop(to_kspace(maps * image), (height, width))
+        target.append(root_sum_of_squares(to_image(measured)))
+        kspace.append(add_noise(measured, sigma, generator))
+    sampled = draw_mask(mask, (width,), acceleration, 0.08, generator)
+    facts = protocol.facts() | {
+        "slices": chosen,
+        "coils": num_coils,
+        "mask": mask,
+        "acceleration": acceleration,
+        "sigma": sigma,
+        "voxel_mm": [FINER * step for step in anatomy.spacing_mm.tolist()[:2]],
+    }
+    return RawData(torch.stack(kspace), sampled, torch.stack(target), sigma, facts)
+
+
+def write_raw(path: Path, raw: RawData, *, subject: str) -> None:
+    """fastMRI's HDF5 layout: `kspace`, `mask`, `reconstruction_rss`, and attributes."""
+    import h5py
+
+    with write_aside(path) as aside, h5py.File(aside, "w", track_order=False) as file:
+        for name, values in (
+            ("kspace", raw.kspace.to(torch.complex64).numpy()),
+            ("mask", raw.mask.numpy()),
+            ("reconstruction_rss", raw.target.float().numpy()),
+        ):
+            file.create_dataset(name, data=values, track_times=False)
+        file.attrs["max"] = float(raw.target.max())
+        file.attrs["norm"] = float(raw.target.norm())
+        file.attrs["acquisition"] = f"SYNTHETIC_{raw.facts['contrast']}"
+        file.attrs["patient_id"] = subject
+        file.attrs["sigma"] = raw.sigma
