@@ -5,7 +5,8 @@ dlmuse/), `synthseg_label_maps` (whole-head label maps), and any whole-head seri
 
 1. Pretrains on the hippocampus images without labels and fits them with 20 labels in five ways and with three seeds.
 2. Fits ten structures of the whole head on synthetic heads of random contrast, made from the label maps, and scores them on
-   the IXI heads: no real image and no real label was learnt from. Then reads a whole head with both models.
+   the IXI heads: no real image and no real label was learnt from. Then reads a whole head.
+3. Fits the hippocampus with 10 labels, starting from that synthetic model or from scratch.
 
 Stopped, it continues.
 """
@@ -60,6 +61,8 @@ def main() -> int:
             print(f"\n{table.table()}\n")
         if arguments.only != "hippocampus":
             model = whole_heads(arguments.data, arguments.folder / "heads")
+            source = arguments.data / "msd_task04_hippocampus"
+            print(f"\n{transfer_table(source, model, arguments.folder / 'transfer', arguments.seeds).table()}\n")
             read_to_folder(arguments.data / arguments.read, arguments.folder / "reading", [model])
     except InputError as error:
         print(f"real: {error}", file=sys.stderr)
@@ -105,6 +108,19 @@ def whole_heads(data: Path, folder: Path) -> Path:
     print("\nTen structures of real heads, without a real label:")
     evaluate_to_folder("brain-structures", ixi, folder / "real", model=model, split="test")
     return model
+
+
+def transfer_table(source: Path, start: Path, folder: Path, seeds: Sequence[int]) -> Comparison:
+    """10 labels, 60 test cases: does a model that saw only synthetic heads help with real ones?"""
+    manifest = write_hippocampus_manifest(source, folder / "manifest.jsonl")
+    overrides = [f"data.manifest={manifest}", f"encoder={start}", "data.num_labels=10", "training.steps=600"]
+    config = load_config(FinetuneConfig, CONFIGS / "finetune" / "hippocampus.yaml", overrides)
+    contenders = [
+        Contender("from scratch", {"recipe": "scratch"}),
+        Contender("from synthetic heads, all weights", {"recipe": "full"}),
+    ]
+    note = "Hippocampus, 10 labels. The start: encoder, stem and decoder fitted on synthetic heads of random contrast at 2 mm."
+    return compare(config, contenders, folder, seeds=seeds, note=note)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 
 
@@ -19,6 +20,10 @@ class InputError(ValueError):
         self.remedy = remedy
         self.file = None if file is None else str(file)
         super().__init__(rule, got, remedy, file)
+
+    def __reduce__(self):
+        """Pickled as it was raised, so that an error in a worker process reaches the user as itself."""
+        return partial(InputError, got=str(self.got), remedy=self.remedy, file=self.file), (self.rule,)
 
     def __str__(self) -> str:
         place = f"{self.file}: " if self.file else ""

@@ -298,7 +298,9 @@ def _receive_field(shape: tuple[int, ...], protocol: Protocol, rng: Generator) -
     voxel = np.asarray(protocol.voxel_mm)
     axes = [((torch.arange(n) - (n - 1) / 2) * step) ** 2 for n, step in zip(shape, voxel.tolist(), strict=True)]
     square = axes[0][:, None, None] + axes[1][None, :, None] + axes[2][None, None, :]
-    return torch.exp(protocol.bias * smooth_noise(rng, shape, voxel, 90.0) + protocol.centre * torch.exp(-square / 55**2))
+    return torch.exp(
+        protocol.bias * smooth_noise(rng, shape, voxel, 90.0) + protocol.centre * torch.exp(-square / 55**2)
+    )
 
 
 def _adc_map(

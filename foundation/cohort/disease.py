@@ -98,10 +98,12 @@ def plan_disease(subject: Subject, source: AnatomySource) -> Plan:
         rng = subject.generator(DISEASE, list(_PLANNERS).index(name))
         found, facts = _PLANNERS[name](places, rng)
         blobs[name] = found
-        numbers |= {f"{name} {key}": value for key, value in facts.items()}
-        if found and facts.get("push_mm", 0) > 0:
+        shift_mm, reach_mm = facts.pop("push_mm", 0.0), facts.pop("reach_mm", 0.0)
+        if found and shift_mm > 0 and push is None:
             # Two mass effects at once would no longer be one to one without a check; the first disease has it.
-            push = push or Push(found[0].centre_mm, facts["push_mm"], facts["reach_mm"])
+            push = Push(found[0].centre_mm, shift_mm, reach_mm)
+            facts |= {"push_mm": shift_mm, "reach_mm": reach_mm}
+        numbers |= {f"{name} {key}": value for key, value in facts.items()}
     return Plan(blobs, numbers, push)
 
 
@@ -309,7 +311,7 @@ def _draw_glioma(anatomy: Anatomy, blob: Blob, facts: dict[str, float]) -> None:
     site = _site(anatomy, blob, margin_mm=facts["oedema_mm"] + 3)
     tissue = [*BRAIN_TISSUE, *indices(*LESIONS)]
     solid = _amount(site, anatomy, tissue)
-    _draw_oedema(anatomy, site, solid.numpy() > 0.5, facts["oedema_mm"], blob.seed)
+    _draw_oedema(anatomy, site, solid.numpy() > 0.5, facts["oedema_mm"])
     if not facts["high_grade"]:
         anatomy.paint(site.box, INDEX["non-enhancing tumour"], solid)
         return
@@ -321,11 +323,11 @@ def _draw_glioma(anatomy: Anatomy, blob: Blob, facts: dict[str, float]) -> None:
 def _draw_haemorrhage(anatomy: Anatomy, blob: Blob, facts: dict[str, float]) -> None:
     site = _site(anatomy, blob, margin_mm=facts["oedema_mm"] + 3)
     clot = _amount(site, anatomy, [*BRAIN_TISSUE, *indices(*LESIONS)])
-    _draw_oedema(anatomy, site, clot.numpy() > 0.5, facts["oedema_mm"], blob.seed)
+    _draw_oedema(anatomy, site, clot.numpy() > 0.5, facts["oedema_mm"])
     anatomy.paint(site.box, INDEX["haemorrhage"], clot)
 
 
-def _draw_oedema(anatomy: Anatomy, site: _Site, core: np.ndarray, reach_mm: float, seed: int) -> None:
+def _draw_oedema(anatomy: Anatomy, site: _Site, core: np.ndarray, reach_mm: float) -> None:
     """Water marches through white matter, faster here than there, and stops at cortex: hence the fingers."""
     white = (anatomy.fraction(WHITE)[site.box] > 0.6).numpy()
     if reach_mm <= 0 or not core.any():

@@ -45,7 +45,7 @@ Appearance = Literal["physics", "random", "mixed"]
 
 # Lateral ventricles over intracranial volume above which they count as enlarged. Not a clinical threshold: it lies near
 # the median over subjects, so that both classes are about equally frequent.
-ENLARGED_RATIO = 0.019
+ENLARGED_RATIO = 0.015
 
 
 class CohortConfig(Config):

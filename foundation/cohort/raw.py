@@ -20,7 +20,7 @@ from jaxtyping import Bool, Complex, Float
 from numpy.random import Generator
 from torch import Tensor
 
-from foundation.cohort.acquisition import draw_protocol, head_image
+from foundation.cohort.acquisition import draw_protocol, head_image, nulled
 from foundation.cohort.anatomy import Anatomy
 from foundation.cohort.materials import BRAIN, STRUCTURES
 from foundation.files import write_aside
@@ -69,6 +69,7 @@ def simulate_raw(
     """`noise` is the standard deviation of each channel's real and imaginary part over the mean signal of the head."""
     protocol = draw_protocol(contrast, anatomy.subject, float(anatomy.spacing_mm[0]), generator)
     protocol = replace(protocol, artefact=None, voxel_mm=tuple(anatomy.spacing_mm.tolist()), tilt_deg=(0.0, 0.0, 0.0))
+    protocol = nulled(protocol, tissues)
     signal = head_image(anatomy, protocol, tissues, generator)
     brain = np.argwhere(np.isin(anatomy.labels, [STRUCTURES[name] for name in BRAIN]))[:, 2]
     low, high = np.quantile(brain, [0.2, 0.8])

@@ -38,11 +38,12 @@ from foundation.files import write_aside, write_folder_aside
 from foundation.reading.collection import Row, SeriesEntry, Split, write_manifest
 from foundation.reading.nifti import write_labels, write_sidecar, write_volume
 from foundation.study import Series
-from foundation.training import progress
 
 
 def write_cohort(folder: Path, config: CohortConfig, num_subjects: int, *, processes: int | None = None) -> Path:
     """Write a cohort, or what is missing of it; return the manifest's path. `processes` None uses every core."""
+    from foundation.training import progress  # brings timm and accelerate: seconds that a worker need not spend
+
     if num_subjects < 1:
         raise InputError("a cohort has subjects", got=num_subjects, remedy="Ask for one at least.")
     if processes is not None and processes < 1:
@@ -72,7 +73,7 @@ def write_cohort(folder: Path, config: CohortConfig, num_subjects: int, *, proce
                 except BaseException:
                     pool.shutdown(wait=True, cancel_futures=True)
                     raise
-    return _publish(folder, num_subjects)
+    return _publish(folder, num_subjects, config.source().describe())
 
 
 def cohort_command(
@@ -160,17 +161,17 @@ def _check_folder(folder: Path, config: CohortConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _publish(folder: Path, num_subjects: int) -> Path:
+def _publish(folder: Path, num_subjects: int, source: str) -> Path:
     """The manifest over all subjects, and what is true of the cohort as a whole."""
     rows = [Row.model_validate_json((folder / _name(i) / "row.json").read_text()) for i in range(num_subjects)]
     truths = [json.loads((folder / _name(i) / "truth.json").read_text()) for i in range(num_subjects)]
     with write_aside(folder / "truth.json") as aside:
-        aside.write_text(json.dumps(_summary(rows, truths), indent=1) + "\n")
+        aside.write_text(json.dumps(_summary(source, rows, truths), indent=1) + "\n")
     write_manifest(folder / "manifest.jsonl", rows)
     return folder / "manifest.jsonl"
 
 
-def _summary(rows: list[Row], truths: list[dict[str, Any]]) -> dict[str, Any]:
+def _summary(source: str, rows: list[Row], truths: list[dict[str, Any]]) -> dict[str, Any]:
     """Counts, mean volumes, and the concordance that no model can beat on average."""
     diagnoses = [name for truth in truths for name in truth["subject"]["diagnoses"]]
     times = np.array([row.targets["time_days"] for row in rows], float)
@@ -196,6 +197,7 @@ def _summary(rows: list[Row], truths: list[dict[str, Any]]) -> dict[str, Any]:
             oracle = {}
     return {
         "note": "Synthetic patients: a test bed, no evidence about people.",
+        "anatomy": source,
         "subjects": len(rows),
         "series": sum(len(row.series) for row in rows),
         "diagnoses": {name: diagnoses.count(name) for name in sorted(set(diagnoses))},

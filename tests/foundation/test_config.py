@@ -71,3 +71,11 @@ def test_a_file_that_is_no_config_is_an_input_error(content: str, tmp_path: Path
         load_config(PretrainConfig, path)
     with pytest.raises(InputError, match="can be read"):
         load_config(PretrainConfig, tmp_path / "missing.yaml")
+
+
+def test_an_input_error_survives_a_process_boundary() -> None:
+    import pickle
+
+    error = InputError("a rule", got=3, remedy="Do so.", file="a.nii")
+    again = pickle.loads(pickle.dumps(error))
+    assert isinstance(again, InputError) and str(again) == str(error)

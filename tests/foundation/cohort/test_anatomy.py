@@ -95,7 +95,7 @@ def test_records_are_those_of_adults_with_every_disease_in_its_share():
     old, young = ([s.ventricle_growth_mm for s in subjects if (s.age_years > 60) == is_old] for is_old in (True, False))
     assert np.mean(old) > np.mean(young) + 0.5
     sizes = np.array([np.prod(subject.size) for subject in subjects])
-    assert 0.55 < sizes.min() and sizes.max() < 1.1  # of a template that is larger than most heads
+    assert sizes.min() > 0.55 and sizes.max() < 1.1  # of a template that is larger than most heads
 
 
 # -------------------------------------------------------------------------------- Deformations
@@ -178,7 +178,10 @@ def test_hippocampal_atrophy_takes_its_share_of_its_own_side(lost):
 def test_cortical_atrophy_turns_cortex_into_fluid_and_nothing_else():
     none, much = (build(replace(straight(1), cortical_atrophy=share)) for share in (0.0, 0.8))
     assert ml(much, "cerebral cortex") < 0.85 * ml(none, "cerebral cortex")
-    gained, lost = (ml(much, "other csf") - ml(none, "other csf"), ml(none, "cerebral cortex") - ml(much, "cerebral cortex"))
+    gained, lost = (
+        ml(much, "other csf") - ml(none, "other csf"),
+        ml(none, "cerebral cortex") - ml(much, "cerebral cortex"),
+    )
     assert gained == pytest.approx(lost, rel=0.1)
     assert ml(much, "cerebral white matter") == pytest.approx(ml(none, "cerebral white matter"), rel=0.03)
 
@@ -281,7 +284,9 @@ def test_fraction_and_mix_agree_with_a_loop_over_voxels(healthy):
         first, second = int(healthy.first[voxel]), int(healthy.second[voxel])
         share = float(healthy.share[voxel])
         assert float(fraction[voxel]) == pytest.approx(share * (first in wanted) + (1 - share) * (second in wanted))
-        assert float(mix[voxel]) == pytest.approx(share * float(values[first]) + (1 - share) * float(values[second]), abs=1e-5)
+        assert float(mix[voxel]) == pytest.approx(
+            share * float(values[first]) + (1 - share) * float(values[second]), abs=1e-5
+        )
         structure = list(MATERIALS.values())[first].structure
         assert healthy.labels[voxel] == (0 if structure is None else STRUCTURES[structure])
 
@@ -299,7 +304,13 @@ def block() -> Callable[..., Anatomy]:
         one, two = (torch.full((2, 2, 2), INDEX[name], dtype=torch.uint8) for name in (first, second))
         mapping = Mapping(Subject.draw(0, 0), torch.zeros(3, *WARP_SHAPE))
         return Anatomy(
-            mapping, from_matvec(np.eye(3)), one, two, torch.full((2, 2, 2), share), torch.zeros(2, 2, 2).to(torch.int8), "test"
+            mapping,
+            from_matvec(np.eye(3)),
+            one,
+            two,
+            torch.full((2, 2, 2), share),
+            torch.zeros(2, 2, 2).to(torch.int8),
+            "test",
         )
 
     return make

@@ -42,7 +42,7 @@ HEALTHY = Exposure(
     haemorrhage_ml=0.0,
     white_matter_lesion_ml=0.0,
     num_plaques=0,
-    hippocampus_ml=7.0,
+    hippocampus_ml=5.0,
     brain_fraction=0.80,
 )
 GLIOMA = replace(
@@ -90,7 +90,7 @@ def mixed_exposure(rng: Generator) -> Exposure:
         haemorrhage_ml=ml("haemorrhage", 15),
         white_matter_lesion_ml=ml("white_matter_disease", 10),
         num_plaques=round(ml("multiple_sclerosis", 10)),
-        hippocampus_ml=float(rng.normal(7.2 - 0.02 * (age - 50) - 1.2 * is_atrophic, 0.5)),
+        hippocampus_ml=float(rng.normal(5.2 - 0.015 * (age - 50) - 0.9 * is_atrophic, 0.4)),
         brain_fraction=float(np.clip(rng.normal(0.83 - 0.0015 * (age - 50) - 0.05 * is_atrophic, 0.02), 0.5, 0.95)),
     )
 
@@ -194,7 +194,7 @@ def test_the_baseline_has_no_hazard_from_its_images_and_frailty_is_normal(cohort
         {"haemorrhage_ml": 20.0},
         {"white_matter_lesion_ml": 20.0},
         {"num_plaques": 20},
-        {"hippocampus_ml": 5.0},
+        {"hippocampus_ml": 3.5},
         {"brain_fraction": 0.7},
     ],
     ids=lambda worse: next(iter(worse)),
