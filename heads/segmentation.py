@@ -106,10 +106,12 @@ class Head(LabelMapHead):
         super().__init__(encoder, config)
         full, half, quarter = config.channels
         self.look = ContrastBlock(full)
-        self.deepen = nn.ModuleList([conv_block(full, half, stride=2), conv_block(half, quarter, stride=2)])
+        widths = (full, half, quarter, config.bottleneck)
+        self.deepen = nn.ModuleList(conv_block(fine, deep, stride=2) for fine, deep in pairwise(widths))
         self.project = nn.Linear(encoder.width, config.bottleneck)
         self.air = nn.Parameter(torch.zeros(config.bottleneck))
-        widths = (config.bottleneck, quarter, half, full)
+        self.join = conv_block(2 * config.bottleneck, config.bottleneck)
+        widths = widths[::-1]
         self.up = nn.ModuleList(
             nn.ConvTranspose3d(deep, fine, kernel_size=2, stride=2) for deep, fine in pairwise(widths)
         )
@@ -123,12 +125,13 @@ class Head(LabelMapHead):
         assert batch.voxels is not None and batch.has_series is not None and batch.contrast is not None
         details = self._details(batch.voxels, batch.has_series, batch.contrast)
         x = self._lay_out(self.project(features.tokens), batch.tokens, batch.voxels.shape[2:])
+        x = self.join(torch.cat([x, details.pop()], dim=1))
         for up, merge, detail in zip(self.up, self.merge, reversed(details), strict=True):
             x = merge(torch.cat([up(x), detail], dim=1))
         return self.classify(x)
 
     def _details(self, voxels: Tensor, has_series: Tensor, contrast: Tensor) -> list[Tensor]:
-        """The stem's maps at full, half and quarter resolution, averaged over the series that are there."""
+        """The stem's maps at full, half, quarter and an eighth of the resolution, averaged over the series that are there."""
         weight = (has_series.float() / has_series.sum(dim=1, keepdim=True))[:, :, None, None, None, None]
         x = self.look(voxels.flatten(0, 1)[:, None], contrast.flatten())
         maps = [x]
