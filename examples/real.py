@@ -4,9 +4,9 @@ FOLDER holds `msd_task04_hippocampus` (images/, labels/; Medical Segmentation De
 dlmuse/), `synthseg_label_maps` (whole-head label maps), and any whole-head series to read. Nothing is downloaded.
 
 1. Pretrains on the hippocampus images without labels and fits them with 20 labels in five ways and with three seeds.
-2. Fits ten structures of the whole head on synthetic heads of random contrast, made from the label maps, and scores them on
-   the IXI heads: no real image and no real label was learnt from. Then reads a whole head.
-3. Fits the hippocampus with 10 labels, starting from that synthetic model or from scratch.
+2. Fits ten structures of the whole head on synthetic heads made from the label maps, once of random contrast and once T1w, and
+   scores both on the IXI heads: no real image and no real label was learnt from.
+3. Fits the hippocampus with 10 labels, starting from the first of these or from scratch. Reads a whole head with the second.
 
 Stopped, it continues.
 """
@@ -25,7 +25,7 @@ from finetune.compare import Comparison, Contender, compare
 from finetune.config import FinetuneConfig
 from finetune.evaluate import evaluate_to_folder
 from finetune.run import finetune
-from foundation.cohort.patient import CohortConfig
+from foundation.cohort.patient import Appearance, CohortConfig
 from foundation.cohort.writing import write_cohort
 from foundation.config import load_config
 from foundation.errors import InputError
@@ -60,10 +60,11 @@ def main() -> int:
             table = hippocampus_table(source, arguments.folder, arguments.seeds)
             print(f"\n{table.table()}\n")
         if arguments.only != "hippocampus":
-            model = whole_heads(arguments.data, arguments.folder / "heads")
+            random = whole_heads(arguments.data, arguments.folder / "heads", "random")
+            t1w = whole_heads(arguments.data, arguments.folder / "heads-t1w", "physics")
             source = arguments.data / "msd_task04_hippocampus"
-            print(f"\n{transfer_table(source, model, arguments.folder / 'transfer', arguments.seeds).table()}\n")
-            read_to_folder(arguments.data / arguments.read, arguments.folder / "reading", [model])
+            print(f"\n{transfer_table(source, random, arguments.folder / 'transfer', arguments.seeds).table()}\n")
+            read_to_folder(arguments.data / arguments.read, arguments.folder / "reading", [t1w])
     except InputError as error:
         print(f"real: {error}", file=sys.stderr)
         return 2
@@ -91,12 +92,12 @@ def hippocampus_table(source: Path, folder: Path, seeds: Sequence[int]) -> Compa
     return compare(config, contenders, folder / "hippocampus", seeds=seeds, note=note)
 
 
-def whole_heads(data: Path, folder: Path) -> Path:
+def whole_heads(data: Path, folder: Path, appearance: Appearance) -> Path:
     """Learn from synthetic heads, be scored on real ones (a silver standard: DLMUSE's labels); return the model folder."""
     cohort = CohortConfig(
         anatomy=data / "synthseg_label_maps",
-        appearance="random",
-        contrasts=("random",),
+        appearance=appearance,
+        contrasts=("random",) if appearance == "random" else ("T1w",),
         splits={"train": 0.9, "test": 0.1},
     )
     manifest = write_cohort(folder / "cohort", cohort, NUM_SYNTHETIC)
@@ -105,7 +106,7 @@ def whole_heads(data: Path, folder: Path) -> Path:
         overrides = [f"data.manifest={manifest}", f"folder={folder}"]
         finetune(load_config(FinetuneConfig, CONFIGS / "finetune" / "brain-structures.yaml", overrides))
     ixi = write_ixi_manifest(data / "ixi_2mm_dlmuse", folder / "ixi" / "manifest.jsonl")
-    print("\nTen structures of real heads, without a real label:")
+    print(f"\nTen structures of real heads, without a real label (synthetic heads, {appearance} appearance):")
     evaluate_to_folder("brain-structures", ixi, folder / "real", model=model, split="test")
     return model
 

@@ -46,7 +46,7 @@ def gallery(path: Path, *, spacing_mm: float = 2.0, seed: int = 3, source: Anato
     source = source or BundledTemplate()
     heads = {title: _head(seed, row, diagnoses, source, spacing_mm) for row, (title, diagnoses) in enumerate(ROWS)}
     width, num_rows = len(COLUMNS), len(ROWS) + 1 + (len(ARTEFACTS) * len(SHOWN_SEVERITIES) - 1) // len(COLUMNS)
-    figure = Figure(figsize=(1.9 * width, 2.35 * num_rows), facecolor="black", layout="tight")
+    figure = Figure(figsize=(1.25 * width, 1.6 * num_rows), facecolor="black", layout="tight")
     axes = np.asarray(figure.subplots(num_rows, width))
     for one in axes.flat:
         one.axis("off")
@@ -91,7 +91,7 @@ def _show(axes: Axes, scan: Scan, anatomy: Anatomy, title: str) -> None:
     axes.imshow(
         np.rot90(scan.series.voxels[::-1, :, place]), cmap="gray", vmin=min(0.0, float(low)), vmax=1.1 * float(high)
     )
-    axes.set_title(title, color="white", fontsize=8)
+    axes.set_title(title, color="white", fontsize=6)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
