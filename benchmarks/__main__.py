@@ -23,7 +23,7 @@ import torch
 from foundation.files import write_aside
 from foundation.training import resolve_precision, software_versions
 
-GROUPS = ("pretraining", "reading", "command")
+GROUPS = ("pretraining", "reading", "cohort", "command")
 HEADER = ("", "ours", "theirs", "ratio (quartiles)", "target", "verdict")
 WIDTHS = (43, 9, 9, 24, 10, 7)
 OUTPUT = Path("runs/bench.json")

@@ -132,18 +132,16 @@ def bundled_template(spacing_mm: float = 2.0) -> Template:
     """The template head, averaged in blocks from 1 mm to 1, 2 or 4 mm."""
     check_spacing(spacing_mm)
     brain, affine = _brain()
-    boxed, head_affine = {}, affine
-    while brain:  # each is let go once it is boxed: at 1 mm memory is what limits
+    step = int(spacing_mm)
+    fluid, head_affine = _in_head_box(*block_mean(torch.from_numpy(brain.pop("fluid"))[None], affine, step))
+    inside = fluid.clone()
+    fractions = torch.zeros((NUM_HEALTHY - 1, *fluid.shape[1:]), dtype=torch.uint8)
+    while brain:  # each is let go once it is packed: at 1 mm memory is what limits
         name, fraction = brain.popitem()
-        boxed[name], head_affine = _in_head_box(*block_mean(torch.from_numpy(fraction)[None], affine, int(spacing_mm)))
-    fractions = torch.zeros((NUM_HEALTHY - 1, *boxed["fluid"].shape[1:]), dtype=torch.uint8)
-    inside = sum(boxed.values())
-    assert isinstance(inside, Tensor)
-    fluid = boxed.pop("fluid")[0].numpy()
-    while boxed:
-        name, fraction = boxed.popitem()
-        fractions[INDEX[name] - 1] = _in_255ths(fraction[0].numpy())
-    for name, fraction in _shell(inside[0].numpy(), fluid, head_affine):
+        boxed, _ = _in_head_box(*block_mean(torch.from_numpy(fraction)[None], affine, step))
+        inside += boxed
+        fractions[INDEX[name] - 1] = _in_255ths(boxed[0].numpy())
+    for name, fraction in _shell(inside[0].numpy(), fluid[0].numpy(), head_affine):
         fractions[INDEX[name] - 1] = _in_255ths(fraction)
     return Template(fractions, head_affine, "MNI152")
 
@@ -287,7 +285,7 @@ def _shell(inside: np.ndarray, fluid: np.ndarray, affine: np.ndarray) -> Iterato
     sinus = fluid * (abs(x) < 4) * (inwards_mm < 6) * ((z > 30) | (y < -70) & (z > -10))
     yield "fluid", fluid - sinus
     yield "sinus", sinus
-    del inwards_mm, fluid, sinus
+    del inwards_mm, fluid, sinus, inside
     skull_mm = 6 + 1.2 * noise(25.0)
     scalp_mm = 7 + 1.5 * noise(40.0)
     face = 1 - np.sqrt((x / 60) ** 2 + ((y - 36) / 54) ** 2 + ((z + 52) / 58) ** 2)
@@ -296,19 +294,23 @@ def _shell(inside: np.ndarray, fluid: np.ndarray, affine: np.ndarray) -> Iterato
     bulk = (face > 0) | (nose > 0) | (neck > 0) & (z < -45) | (outwards_mm < 12)
     bulk = ndimage.gaussian_filter(bulk.astype(np.float32), 5.0 / spacing)  # rounds off where the pieces meet
     solid = np.maximum(below(outwards_mm, skull_mm + scalp_mm), np.clip((bulk - 0.5) * 6 + 0.5, 0, 1))
+    del scalp_mm, face, nose, neck, bulk  # at 1 mm every volume is 48 MB, and memory is what limits
     depth_mm = np.asarray(ndimage.distance_transform_edt(solid > 0.5, sampling=spacing), np.float32)
 
     skull = below(outwards_mm, skull_mm) * (1 - cranium)
     soft = np.clip(solid - skull - cranium, 0, 1)
+    del solid
     # Between the tables of the skull lies marrow, thin where the skull is and absent low on the sides.
     place = outwards_mm / np.maximum(skull_mm, 1)
     diploe = np.clip(1.6 - abs(place - 0.5) * 5 + 0.5 * noise(12.0), 0, 1) * np.clip((z + 40) / 20, 0, 1)
+    del place, skull_mm
     air = np.zeros(shape, np.float32)
     for centre, radii in AIR_SPACES_MM:
         air = np.maximum(air, np.clip((1 - _ellipsoid(x, y, z, centre, radii)) * 4 + 0.3 * noise(8.0) + 0.3, 0, 1))
     air *= 1 - cranium
     eye_mm = _ellipsoid(x, y, z, EYE_MM, (1.0, 1.0, 1.0))
     eye, orbit = below(eye_mm, EYE_RADIUS_MM) * (outwards_mm > 3), below(eye_mm, EYE_RADIUS_MM + 5) * (outwards_mm > 3)
+    del eye_mm, outwards_mm, cranium
 
     skin = below(depth_mm, 2.0)
     fat = np.maximum(below(depth_mm, 6 + 2 * noise(20.0)) - skin, 0)
