@@ -45,7 +45,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", choices=("hippocampus", "heads"), help="one of the two parts")
     parser.add_argument(
-        "--read", type=Path, default=Path("niivue_sample_heads/MR_Gd.nii.gz"), help="a series in FOLDER"
+        "--read", type=Path, default=Path("niivue_sample_heads/T1_head_ext2.nii.gz"), help="a series in FOLDER"
     )
     arguments = parser.parse_args()
     began = time.perf_counter()
