@@ -45,9 +45,8 @@ def main() -> None:
 def run(folder: Path, num_subjects: int, *, quick: bool = False) -> dict[str, Path]:
     """Everything in order; returns what was written, by what it is."""
     few = ["training.steps=6", "training.warmup_steps=2"] if quick else []
-    manifest = folder / "cohort" / "manifest.jsonl"
     print(f"1/4 {num_subjects} synthetic patients")
-    write_cohort(folder / "cohort", CohortConfig(contrasts=("T1w", "FLAIR"), splits=SPLITS), num_subjects)
+    manifest = write_cohort(folder / "cohort", CohortConfig(contrasts=("T1w", "FLAIR"), splits=SPLITS), num_subjects)
 
     print("2/4 pretraining without labels")
     here = [f"manifest={manifest}", f"folder={folder / 'pretrain'}", *few]

@@ -47,9 +47,8 @@ from foundation.study import Series, checked_contrast
 Plane = Literal["axial", "coronal", "sagittal"]
 SLICE_AXIS: dict[str, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
 RANDOM = "random"  # no sequence at all
-# What a scan asked for under this name is, and how thick its slices usually are: times the in-plane spacing, at least 1.
 CONTRASTS = ("T1w", "T1w-contrast", "T2w", "FLAIR", "PD", "DWI", "ADC", "T2star", RANDOM)
-THICK_SLICES = {"T2w": 2, "FLAIR": 2, "PD": 2, "DWI": 2, "ADC": 2, "T2star": 1, "T1w": 1, "T1w-contrast": 1, RANDOM: 1}
+TWO_DIMENSIONAL = ("T2w", "FLAIR", "PD", "DWI", "ADC")  # in slices, which may be thick; the others have even voxels
 TEXTURE = 0.03  # of the signal, per standard deviation of the anatomy's texture
 LIKELY_ARTEFACT = 0.2  # how often a scan has one
 
@@ -120,8 +119,8 @@ def draw_protocol(contrast: str, subject: Subject, spacing_mm: float, rng: Gener
     for name, (low, high, odd_low, odd_high) in box.items():
         drawn[name] = float(rng.uniform(odd_low, odd_high) if shifted else rng.uniform(low, high))
     plane: Plane = rng.choice(["axial", "axial", "axial", "coronal", "sagittal"])
-    thick = THICK_SLICES[contrast]
-    if thick > 1:
+    thick = 1
+    if contrast in TWO_DIMENSIONAL:
         thick = int(rng.choice((3, 4) if shifted else (1, 2, 2, 3) if spacing_mm < 4 else (1, 2)))
     voxel = [spacing_mm] * 3
     voxel[SLICE_AXIS[plane]] *= thick
@@ -163,16 +162,14 @@ def _sequence(contrast: str, times: dict[str, float]) -> PulseSequence | None:
 def material_signals(
     protocol: Protocol, tissues: TissueTable, rng: Generator
 ) -> tuple[Float[Tensor, "materials"], Float[Tensor, "materials"]]:
-    """Signed mean of each material, and how strongly its texture shows; air is 0."""
+    """Signed mean of each material, and how strongly its texture shows; air is 0. A FLAIR comes `nulled`."""
     if protocol.sequence is None:
         mean, spread = rng.uniform(0.05, 1.0, len(MATERIALS)), rng.uniform(0.01, 0.12, len(MATERIALS))
         mean[INDEX["air"]], spread[INDEX["air"]] = 0.0 if rng.random() < 0.8 else rng.uniform(0, 0.5), 0.0
         return torch.from_numpy(mean).float(), torch.from_numpy(spread).float()
     if protocol.contrast == "T1w-contrast":
         tissues = tissues.with_gadolinium(TYPICAL_UPTAKE_MMOL_L)
-    sequence = nulled(protocol, tissues).sequence
-    assert sequence is not None
-    mean = on_materials(tissue_signals(sequence, tissues).float(), tissues)
+    mean = on_materials(tissue_signals(protocol.sequence, tissues).float(), tissues)
     is_fluid = torch.tensor([one.tissue == "csf" for one in MATERIALS.values()])
     return mean, torch.where(is_fluid, 0.3, 1.0) * TEXTURE * mean.abs()
 
@@ -196,6 +193,12 @@ def head_image(anatomy: Anatomy, protocol: Protocol, tissues: TissueTable, rng: 
     """Signed signals on the anatomy's grid, mixed by how much each material fills, with texture; before any coil."""
     mean, spread = material_signals(protocol, tissues, rng)
     return anatomy.mix(mean) + anatomy.mix(spread) * (anatomy.texture.float() / 32)
+
+
+def typical_signal(signal: Float[Tensor, "x y z"]) -> float:
+    """What noise is measured by: the mean magnitude of everything but air."""
+    magnitude = signal.abs()
+    return float(magnitude[magnitude > 0.05 * magnitude.max()].mean())
 
 
 # -------------------------------------------------------------------------------- Grids
@@ -282,7 +285,7 @@ def _receive(signal: Float[Tensor, "i j k"], protocol: Protocol, rng: Generator)
     """Coil sensitivity, artefact, complex noise, magnitude (Rician: Gudbjartsson and Patz 1995)."""
     voxel = protocol.voxel_mm
     signal = signal * _receive_field(signal.shape, protocol, rng)
-    level = float(signal.abs()[signal.abs() > 0.05 * signal.abs().max()].mean())
+    level = typical_signal(signal)
     noise = protocol.noise * level * torch.from_numpy(rng.standard_normal((2, *signal.shape), dtype=np.float32))
     if protocol.artefact is None:
         return torch.hypot(signal + noise[0], noise[1])
@@ -321,7 +324,7 @@ def _adc_map(
         signal = _on_grid(head_image(anatomy, one, tissues, rng)[None], anatomy, shape, affine)[0]
         signal = signal * _receive_field(shape, protocol, np.random.default_rng(bias_seed))
         if not images:  # the same noise in both
-            level = protocol.noise * float(signal[signal > 0.05 * signal.max()].mean())
+            level = protocol.noise * typical_signal(signal)
         noise = level * torch.from_numpy(rng.standard_normal((2, *shape), dtype=np.float32))
         images.append(torch.hypot(signal + noise[0], noise[1]))
     adc = adc_from_dwi(images[0], images[1], sequence.b_value)

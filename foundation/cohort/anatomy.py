@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float, Int8, UInt8
 from nibabel.affines import apply_affine, from_matvec, voxel_sizes
 from numpy.random import Generator, default_rng
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
@@ -59,6 +60,11 @@ Sex = Literal["female", "male"]
 
 # What is drawn for what: each purpose has a generator of its own, so that no draw disturbs another.
 RECORD, SHAPE, TEMPLATE, TEXTURE, DISEASE, PROTOCOL, IMAGE, OUTCOME = range(1, 9)
+
+
+def subject_name(index: int) -> str:
+    """What a subject and its folder are called."""
+    return f"sub-{index:05d}"
 
 
 @dataclass(frozen=True)
@@ -154,7 +160,7 @@ class Subject:
 
     @property
     def name(self) -> str:
-        return f"sub-{self.index:05d}"
+        return subject_name(self.index)
 
     @property
     def pose(self) -> np.ndarray:
@@ -235,19 +241,16 @@ def _ventricle_pull(template: Template) -> Float[Tensor, "3 wx wy wz"]:
         step = round(WARP_SPACING_MM / float(voxel_sizes(template.affine).mean()))
         fluid = torch.nn.functional.avg_pool3d(fluid, 2 * step + 1, stride=1, padding=step)[0]
         coarse = sample(fluid, template.affine, grid_mm(WARP_SHAPE, WARP_AFFINE), padding="zeros")
-        blurred = _gaussian(coarse[0], 8.0 / WARP_SPACING_MM)
+        blurred = torch.from_numpy(ndimage.gaussian_filter(coarse[0].numpy(), 8.0 / WARP_SPACING_MM))
         pull = torch.stack(torch.gradient(blurred))
         _pulls[key] = pull / pull.norm(dim=0).max()
     return _pulls[key]
 
 
-def _gaussian(volume: Float[Tensor, "x y z"], sigma_voxels: float) -> Float[Tensor, "x y z"]:
-    from scipy import ndimage
-
-    return torch.from_numpy(ndimage.gaussian_filter(volume.numpy(), sigma_voxels))
-
-
 # -------------------------------------------------------------------------------- Two materials per voxel
+
+Box = tuple[slice, slice, slice]
+EVERYWHERE: Box = (slice(None), slice(None), slice(None))
 
 
 @dataclass
@@ -284,11 +287,12 @@ class Anatomy:
         """The structure that fills most of each voxel, as `STRUCTURES` numbers them; 0 is air."""
         return LABEL_OF[self.first.numpy()]
 
-    def fraction(self, materials: Sequence[int]) -> Float[Tensor, "x y z"]:
-        """How much of each voxel these materials fill."""
+    def fraction(self, materials: Sequence[int], box: Box = EVERYWHERE) -> Float[Tensor, "bx by bz"]:
+        """How much of each voxel of a box these materials fill."""
         is_wanted = torch.zeros(len(MATERIALS))
         is_wanted[list(materials)] = 1
-        return is_wanted[self.first.int()] * self.share + is_wanted[self.second.int()] * (1 - self.share)
+        first, second, share = self.first[box], self.second[box], self.share[box]
+        return is_wanted[first.int()] * share + is_wanted[second.int()] * (1 - share)
 
     def mix(self, values: Float[Tensor, "materials"]) -> Float[Tensor, "x y z"]:
         """Each voxel's mean of a number that every material has."""
@@ -298,7 +302,7 @@ class Anatomy:
     def head_mm(self) -> Float[Tensor, "x y z 3"]:
         return grid_mm(self.shape, np.linalg.inv(self.subject.pose) @ self.affine)
 
-    def paint(self, box: tuple[slice, slice, slice], material: int, amount: Float[Tensor, "bx by bz"]) -> None:
+    def paint(self, box: Box, material: int, amount: Float[Tensor, "bx by bz"]) -> None:
         """Put `amount` of each voxel's content, from 0 to 1, in the place of what is there."""
         first, second, share = (array[box].clone() for array in (self.first, self.second, self.share))
         # What is of this material already stays so, or a lesion's edge would thin out another one that it overlaps.

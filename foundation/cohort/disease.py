@@ -1,8 +1,6 @@
 """Disease drawn into a head: lesions with masks, and what can be measured of them.
 
-    plan = plan_disease(subject, source)               # where and how large, before the anatomy is built
-    anatomy = build_anatomy(subject, source, 2.0, push=plan.push)
-    draw_disease(anatomy, plan)
+    anatomy = anatomy_with_disease(subject, source, 2.0)
     lesions = measure_lesions(anatomy.labels, anatomy.affine, anatomy.mapping)
 
 Shapes follow how the diseases spread, as far as a radiologist would look for it: oedema marches through white matter only,
@@ -17,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -77,6 +74,15 @@ class Lesion:
     centroid_mm: tuple[float, float, float]  # patient
     side: str
     lobe: str
+
+
+def anatomy_with_disease(subject: Subject, source: AnatomySource, spacing_mm: float) -> Anatomy:
+    """The subject's head: planned first, because mass effect is part of how it is built, then drawn."""
+    plan = plan_disease(subject, source)
+    anatomy = build_anatomy(subject, source, spacing_mm, push=plan.push)
+    draw_disease(anatomy, plan)
+    anatomy.facts.update(plan.numbers)
+    return anatomy
 
 
 # -------------------------------------------------------------------------------- Planning
@@ -292,10 +298,9 @@ def draw_disease(anatomy: Anatomy, plan: Plan) -> None:
             _DRAWERS[name](anatomy, blob, facts)
 
 
-def _amount(site: _Site, anatomy: Anatomy, materials: Sequence[int], **shape: Any) -> Float[Tensor, "x y z"]:
+def _amount(site: _Site, anatomy: Anatomy, materials: Sequence[int]) -> Float[Tensor, "x y z"]:
     """How much of each voxel the shape takes of these materials."""
-    within = anatomy.fraction(materials)[site.box].clamp(0, 1)
-    return torch.from_numpy(site.inside(**shape)).float() * (within > 0.3)
+    return torch.from_numpy(site.inside()).float() * (anatomy.fraction(materials, site.box) > 0.3)
 
 
 def _draw_spot(material: str, materials: Sequence[int]):
@@ -329,7 +334,7 @@ def _draw_haemorrhage(anatomy: Anatomy, blob: Blob, facts: dict[str, float]) -> 
 
 def _draw_oedema(anatomy: Anatomy, site: _Site, core: np.ndarray, reach_mm: float) -> None:
     """Water marches through white matter, faster here than there, and stops at cortex: hence the fingers."""
-    white = (anatomy.fraction(WHITE)[site.box] > 0.6).numpy()
+    white = (anatomy.fraction(WHITE, site.box) > 0.6).numpy()
     if reach_mm <= 0 or not core.any():
         return
     step_mm = float(anatomy.spacing_mm.min())
@@ -365,7 +370,7 @@ def _draw_band(anatomy: Anatomy, severity: float, seed: int) -> None:
     noise = sample(rough[None], WARP_AFFINE, anatomy.head_mm()[box], padding="border")[0].numpy()
     ends = np.abs(np.linspace(-1, 1, distance.shape[1]))[None, :, None]  # horns lie in front and behind
     depth_mm = severity * (3.0 + 5.0 * ends + 3.0 * noise) - 2.0
-    white = (anatomy.fraction(WHITE)[box] > 0.5).numpy()
+    white = (anatomy.fraction(WHITE, box) > 0.5).numpy()
     amount = np.clip((depth_mm - distance) / step_mm + 0.5, 0, 1) * white
     anatomy.paint(box, INDEX["white matter hyperintensity"], torch.from_numpy(amount.astype(np.float32)))
 

@@ -18,10 +18,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from foundation.cohort.acquisition import Protocol, Scan, acquire, draw_protocol
-from foundation.cohort.anatomy import IMAGE, PROTOCOL, Anatomy, Subject, build_anatomy
-from foundation.cohort.disease import draw_disease, plan_disease
+from foundation.cohort.anatomy import IMAGE, PROTOCOL, Anatomy, Subject
+from foundation.cohort.disease import anatomy_with_disease
 from foundation.cohort.label_maps import LabelMaps
-from foundation.cohort.materials import BRAIN, LESIONS, STRUCTURES
+from foundation.cohort.materials import BRAIN, LESIONS, shows
 from foundation.cohort.templates import AnatomySource, BundledTemplate
 from foundation.figures import save_png
 from foundation.physics.artefacts import ARTEFACTS, draw_artefact
@@ -67,10 +67,7 @@ def gallery(path: Path, *, spacing_mm: float = 2.0, seed: int = 3, source: Anato
 
 def _head(seed: int, row: int, diagnoses: tuple[str, ...], source: AnatomySource, spacing_mm: float) -> Anatomy:
     subject = replace(Subject.draw(seed, row), diagnoses=diagnoses, orientation="RAS", is_oblique=True, field_t=3.0)
-    plan = plan_disease(subject, source)
-    anatomy = build_anatomy(subject, source, spacing_mm, push=plan.push)
-    draw_disease(anatomy, plan)
-    return anatomy
+    return anatomy_with_disease(subject, source, spacing_mm)
 
 
 def _scan(anatomy: Anatomy, contrast: str, number: int, **changes: object) -> Scan:
@@ -83,11 +80,10 @@ def _scan(anatomy: Anatomy, contrast: str, number: int, **changes: object) -> Sc
 
 def _show(axes: Axes, scan: Scan, anatomy: Anatomy, title: str) -> None:
     """The axial slice with most lesion, or through the ventricles; the patient's right is on the viewer's left."""
-    lesion = np.isin(scan.labels, [STRUCTURES[name] for name in LESIONS])
-    wanted = lesion if lesion.any() else scan.labels == STRUCTURES["lateral ventricle"]
+    lesion = shows(scan.labels, LESIONS)
+    wanted = lesion if lesion.any() else shows(scan.labels, ["lateral ventricle"])
     place = int(np.argmax(np.count_nonzero(wanted, axis=(0, 1))))
-    brain = np.isin(scan.labels, [STRUCTURES[name] for name in BRAIN])
-    low, high = np.percentile(scan.series.voxels[brain], [0.5, 99.7])
+    low, high = np.percentile(scan.series.voxels[shows(scan.labels, BRAIN)], [0.5, 99.7])
     axes.imshow(
         np.rot90(scan.series.voxels[::-1, :, place]), cmap="gray", vmin=min(0.0, float(low)), vmax=1.1 * float(high)
     )

@@ -6,9 +6,11 @@ A voxel of an anatomy holds two materials (`foundation/cohort/anatomy.py`). Thro
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, UInt8
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,11 @@ NUM_HEALTHY = INDEX["vitreous"] + 1  # what a template may hold
 
 # The label of each material, `(materials,)`.
 LABEL_OF = np.array([0 if one.structure is None else STRUCTURES[one.structure] for one in MATERIALS.values()], np.uint8)
+
+
+def shows(labels: UInt8[np.ndarray, "x y z"], structures: Collection[str]) -> Bool[np.ndarray, "x y z"]:
+    """Where a label map shows any of these structures."""
+    return np.isin(labels, [STRUCTURES[name] for name in structures])
 
 
 def indices(*structures: str) -> list[int]:

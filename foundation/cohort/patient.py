@@ -27,10 +27,9 @@ from foundation.cohort.anatomy import (
     Anatomy,
     Family,
     Subject,
-    build_anatomy,
     simulate_midline_shift_mm,
 )
-from foundation.cohort.disease import Lesion, draw_disease, measure_lesions, plan_disease
+from foundation.cohort.disease import Lesion, anatomy_with_disease, measure_lesions
 from foundation.cohort.label_maps import LabelMaps
 from foundation.cohort.materials import BRAIN, INTRACRANIAL, LESIONS, STRUCTURES
 from foundation.cohort.outcome import Exposure, Outcome, draw_outcome
@@ -124,10 +123,7 @@ class Patient:
 def make_anatomy(config: CohortConfig, index: int) -> tuple[Anatomy, TissueTable]:
     """A head with its disease, and what its tissues are made of."""
     subject, source = Subject.draw(config.seed, index, config.family), config.source()
-    plan = plan_disease(subject, source)
-    anatomy = build_anatomy(subject, source, config.spacing_mm, push=plan.push)
-    draw_disease(anatomy, plan)
-    anatomy.facts.update(plan.numbers)
+    anatomy = anatomy_with_disease(subject, source, config.spacing_mm)
     return anatomy, sample_tissues(subject.field_t, subject.generator(PROTOCOL))
 
 

@@ -20,9 +20,9 @@ from jaxtyping import Bool, Complex, Float
 from numpy.random import Generator
 from torch import Tensor
 
-from foundation.cohort.acquisition import draw_protocol, head_image, nulled
+from foundation.cohort.acquisition import draw_protocol, head_image, nulled, typical_signal
 from foundation.cohort.anatomy import Anatomy
-from foundation.cohort.materials import BRAIN, STRUCTURES
+from foundation.cohort.materials import BRAIN, shows
 from foundation.files import write_aside
 from foundation.physics.kspace import (
     add_noise,
@@ -71,12 +71,11 @@ def simulate_raw(
     protocol = replace(protocol, artefact=None, voxel_mm=tuple(anatomy.spacing_mm.tolist()), tilt_deg=(0.0, 0.0, 0.0))
     protocol = nulled(protocol, tissues)
     signal = head_image(anatomy, protocol, tissues, generator)
-    brain = np.argwhere(np.isin(anatomy.labels, [STRUCTURES[name] for name in BRAIN]))[:, 2]
+    brain = np.argwhere(shows(anatomy.labels, BRAIN))[:, 2]
     low, high = np.quantile(brain, [0.2, 0.8])
     chosen = np.unique(np.linspace(low, high, num_slices).round().astype(int)).tolist()
     height, width = (2 * int(n / FINER / 2) for n in signal.shape[:2])
-    level = float(signal.abs()[signal.abs() > 0.05 * signal.abs().max()].mean())
-    sigma = noise * level
+    sigma = noise * typical_signal(signal)
     middle = (signal.shape[2] - 1) / 2
     coil_seed = int(generator.integers(2**31))
     kspace, target = [], []

@@ -17,7 +17,7 @@ import json
 import math
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import partial
@@ -28,9 +28,9 @@ import numpy as np
 import torch
 
 from foundation.cohort.acquisition import quantitative_maps
-from foundation.cohort.anatomy import IMAGE
+from foundation.cohort.anatomy import IMAGE, subject_name
 from foundation.cohort.outcome import oracle_concordance
-from foundation.cohort.patient import CohortConfig, Patient, make_patient
+from foundation.cohort.patient import CohortConfig, make_patient
 from foundation.cohort.raw import simulate_raw, write_raw
 from foundation.config import load_config, parse_config, save_config
 from foundation.errors import InputError
@@ -48,9 +48,9 @@ def write_cohort(folder: Path, config: CohortConfig, num_subjects: int, *, proce
         raise InputError("a cohort has subjects", got=num_subjects, remedy="Ask for one at least.")
     if processes is not None and processes < 1:
         raise InputError("patients are made by processes", got=processes, remedy="Ask for one at least.")
-    config.source().describe()  # a wrong anatomy folder is found before anything is written
+    source = config.source().describe()  # a wrong anatomy folder is found before anything is written
     _check_folder(folder, config)
-    missing = [index for index in range(num_subjects) if not (folder / _name(index) / "row.json").is_file()]
+    missing = [index for index in range(num_subjects) if not (folder / subject_name(index) / "row.json").is_file()]
     processes = min(processes or os.cpu_count() or 1, max(1, len(missing)))
     save_config(config, folder / "cohort.yaml")
     write = partial(write_patient, folder, config)
@@ -73,7 +73,7 @@ def write_cohort(folder: Path, config: CohortConfig, num_subjects: int, *, proce
                 except BaseException:
                     pool.shutdown(wait=True, cancel_futures=True)
                     raise
-    return _publish(folder, num_subjects, config.source().describe())
+    return _publish(folder, num_subjects, source)
 
 
 def cohort_command(
@@ -95,9 +95,10 @@ def write_patient(folder: Path, config: CohortConfig, index: int) -> None:
     patient = make_patient(config, index)
     name = patient.anatomy.subject.name
     with write_folder_aside(folder / name) as aside:
-        for scan in patient.scans:
-            write_volume(aside / f"{scan.series.name}{_number(patient, scan)}.nii.gz", scan.series.voxels, scan.series)
-            write_sidecar(aside / f"{scan.series.name}{_number(patient, scan)}.json", scan.series.acquisition)
+        stems = _stems([scan.series for scan in patient.scans])
+        for stem, scan in zip(stems, patient.scans, strict=True):
+            write_volume(aside / f"{stem}.nii.gz", scan.series.voxels, scan.series)
+            write_sidecar(aside / f"{stem}.json", scan.series.acquisition)
         write_labels(aside / "labels.nii.gz", patient.labels, patient.scans[0].series)
         if config.maps:
             grid = Series(patient.anatomy.share.numpy(), patient.anatomy.affine)
@@ -112,10 +113,8 @@ def write_patient(folder: Path, config: CohortConfig, index: int) -> None:
         row = Row(
             subject=name,
             series=tuple(
-                SeriesEntry(
-                    path=f"{name}/{scan.series.name}{_number(patient, scan)}.nii.gz", contrast=scan.series.contrast
-                )
-                for scan in patient.scans
+                SeriesEntry(path=f"{name}/{stem}.nii.gz", contrast=scan.series.contrast)
+                for stem, scan in zip(stems, patient.scans, strict=True)
             ),
             mask=f"{name}/labels.nii.gz",
             targets=patient.targets,
@@ -124,20 +123,19 @@ def write_patient(folder: Path, config: CohortConfig, index: int) -> None:
         (aside / "row.json").write_text(row.model_dump_json() + "\n")
 
 
-def _number(patient: Patient, scan: Any) -> str:
-    """Series of one name are numbered: a study in random contrast has several."""
-    same = [one for one in patient.scans if one.series.name == scan.series.name]
-    return "" if len(same) == 1 else f"-{1 + next(i for i, one in enumerate(same) if one is scan)}"
+def _stems(series: Sequence[Series]) -> list[str]:
+    """File names without suffix. Series of one name are numbered: a study in random contrast has several."""
+    names = [one.name for one in series]
+    return [
+        name if names.count(name) == 1 else f"{name}-{1 + names[:place].count(name)}"
+        for place, name in enumerate(names)
+    ]
 
 
 def split_of(index: int, splits: dict[str, float]) -> str:
     """By the index alone: multiples of the golden ratio, modulo 1, fill all shares evenly however many there are."""
     edges = np.cumsum(list(splits.values()))[:-1]
     return list(splits)[int(np.searchsorted(edges, index * (math.sqrt(5) - 1) / 2 % 1, side="right"))]
-
-
-def _name(index: int) -> str:
-    return f"sub-{index:05d}"
 
 
 def _check_folder(folder: Path, config: CohortConfig) -> None:
@@ -163,8 +161,8 @@ def _check_folder(folder: Path, config: CohortConfig) -> None:
 
 def _publish(folder: Path, num_subjects: int, source: str) -> Path:
     """The manifest over all subjects, and what is true of the cohort as a whole."""
-    rows = [Row.model_validate_json((folder / _name(i) / "row.json").read_text()) for i in range(num_subjects)]
-    truths = [json.loads((folder / _name(i) / "truth.json").read_text()) for i in range(num_subjects)]
+    rows = [Row.model_validate_json((folder / subject_name(i) / "row.json").read_text()) for i in range(num_subjects)]
+    truths = [json.loads((folder / subject_name(i) / "truth.json").read_text()) for i in range(num_subjects)]
     with write_aside(folder / "truth.json") as aside:
         aside.write_text(json.dumps(_summary(source, rows, truths), indent=1) + "\n")
     write_manifest(folder / "manifest.jsonl", rows)
