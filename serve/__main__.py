@@ -77,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     cohort.add_argument("--subjects", type=int, default=24, help="how many (default: %(default)s)")
     cohort.add_argument("--seed", type=int, help="another seed is another cohort (default: 0)")
     cohort.add_argument("--spacing", dest="spacing_mm", type=float, metavar="MM", help="1, 2 or 4 (default: 2)")
-    cohort.add_argument("--contrasts", nargs="+", metavar="NAME", help="T1w T1w-contrast T2w FLAIR PD DWI ADC T2star")
+    cohort.add_argument(
+        "--contrasts", nargs="+", metavar="NAME", help="T1w T1w-contrast T2w FLAIR PD DWI ADC T2star SWI"
+    )
     cohort.add_argument("--appearance", help="physics, random or mixed (default: physics)")
     cohort.add_argument("--family", help="usual, or shifted: scanners and lesions held apart (default: usual)")
     cohort.add_argument("--anatomy", type=Path, metavar="DIR", help="whole-head label maps to start from")

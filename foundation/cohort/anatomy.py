@@ -323,16 +323,24 @@ FIELD_OF_VIEW_MM = ((-92, 92), (-126, 106), (-92, 100))
 
 
 def build_anatomy(
-    subject: Subject, source: AnatomySource, spacing_mm: float = 2.0, *, push: Push | None = None
+    subject: Subject,
+    source: AnatomySource,
+    spacing_mm: float = 2.0,
+    *,
+    push: Push | None = None,
+    offset_voxels: float = 0.0,
 ) -> Anatomy:
-    """The healthy head of a subject, or what a tumour pushed aside in it; disease is drawn in afterwards."""
+    """The healthy head of a subject, or what a tumour pushed aside in it; disease is drawn in afterwards.
+
+    `offset_voxels` moves the grid along its axes, not the head.
+    """
     template = source.template(spacing_mm, subject.generator(TEMPLATE))
     mapping = Mapping(subject, deformation(subject, template), push)
     first, last = np.asarray(FIELD_OF_VIEW_MM, float).T
     x, y, z = (int(extent) for extent in (last - first) / spacing_mm)
     # Slices lie along the scanner's axes, or along the head's when the technician tilted them with it.
     pose = subject.pose if subject.is_oblique else from_matvec(np.eye(3), subject.shift_mm)
-    affine = pose @ from_matvec(spacing_mm * np.eye(3), first + spacing_mm / 2)
+    affine = pose @ from_matvec(spacing_mm * np.eye(3), first + spacing_mm * (0.5 + offset_voxels))
     head_mm = grid_mm((x, y, z), np.linalg.inv(subject.pose) @ affine)
     points = mapping.to_mni(head_mm)
     is_right = points[..., 0] >= 0
