@@ -17,7 +17,7 @@ lookups and a weighted sum. Signals are mixed that way, never relaxation times: 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -298,6 +298,14 @@ class Anatomy:
         """Each voxel's mean of a number that every material has."""
         table = values.float()
         return torch.lerp(table[self.second.int()], table[self.first.int()], self.share)
+
+    def crop(self, box: Box) -> Anatomy:
+        """The part of the head in a box of voxels, where it was in the patient; it shares memory with the whole."""
+        first = [axis.start or 0 for axis in box]
+        affine = self.affine.copy()
+        affine[:3, 3] = apply_affine(self.affine, first)
+        parts = {name: getattr(self, name)[box] for name in ("first", "second", "share", "texture")}
+        return replace(self, affine=affine, **parts)
 
     def head_mm(self) -> Float[Tensor, "x y z 3"]:
         return grid_mm(self.shape, np.linalg.inv(self.subject.pose) @ self.affine)
