@@ -17,9 +17,8 @@ import json
 import math
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -36,6 +35,7 @@ from foundation.cohort.raw import simulate_raw, write_raw
 from foundation.config import load_config, parse_config, save_config
 from foundation.errors import InputError
 from foundation.files import write_aside, write_folder_aside
+from foundation.parallel import one_thread
 from foundation.reading.collection import Row, SeriesEntry, Split, write_manifest
 from foundation.reading.nifti import write_labels, write_sidecar, write_volume
 from foundation.study import Series
@@ -59,7 +59,7 @@ def write_cohort(folder: Path, config: CohortConfig, num_subjects: int, *, proce
     write = partial(write_patient, folder, config)
     with progress(total=num_subjects, initial=num_subjects - len(missing), label="patients", unit="patient") as bar:
         if processes == 1:
-            with _one_thread():
+            with one_thread():
                 for index in missing:
                     write(index)
                     bar.update()
@@ -213,14 +213,3 @@ def _summary(source: str, rows: list[Row], truths: list[dict[str, Any]]) -> dict
         "events_observed": round(float(observed.mean()), 4),
         "oracle_concordance": oracle,
     }
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """As in the workers: sums over threads may differ in the last bit, and files must not."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
