@@ -25,6 +25,7 @@ from foundation.cohort.materials import LESIONS, STRUCTURES
 from foundation.cohort.patient import scan_again
 from foundation.cohort.stream import CohortStream, StreamConfig
 from foundation.encoder import Encoder
+from foundation.figures import plot_labels
 from foundation.findings import Structure
 from foundation.preprocess import prepare_study, sample_at
 from foundation.registry import KindConfig
@@ -121,6 +122,23 @@ class Objective(base.Objective):
         model = TaskModel(self.encoder, self.head)
         save_task(folder / "dense", model, task, card=card, provenance=provenance)
         return [folder / "dense"]
+
+    @torch.no_grad()
+    def save_pictures(self, folder: Path, sample: TruthSample) -> list[Path]:
+        """The middle plane of a box: its first series, the structures it was made from, and what the model says."""
+        batch = StudyBatch.of([sample.study], dense=True)
+        guess = self.head(self.encoder(batch.tokens), batch)[0].argmax(dim=0)
+        truth, image = sample.study.labels, sample.study.voxels[0]
+        assert truth is not None
+        x, y, z = truth.shape
+
+        def plane(volume: Tensor) -> np.ndarray:
+            """Anterior up, right on the left."""
+            return np.rot90(volume[:x, :y, z // 2].flip(0).float().numpy())
+
+        path = folder / "structures.png"
+        plot_labels(path, plane(image), {"truth": plane(truth), "said": plane(guess)}, num_classes=1 + len(STRUCTURES))
+        return [path]
 
 
 def structures() -> tuple[Structure, ...]:
