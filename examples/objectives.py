@@ -100,7 +100,7 @@ def pretrained(name: str, data: Path, folder: Path) -> Path:
     start = run / ("dense" if "free_truth" in TERMS[name] else "model")
     if not (start / "config.json").is_file():
         cohort = {
-            "subjects": 120,
+            "subjects": 40,
             "appearance": "mixed",
             "contrasts": ["T1w"],
             "missing_series": 0.0,

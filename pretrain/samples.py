@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from nibabel.affines import apply_affine
 from torch import Tensor
 
-from foundation.cohort.stream import CohortStream, StreamConfig
+from foundation.cohort.stream import StreamConfig, shared_stream
 from foundation.preprocess import Box, Grid, Intensity, find_body, resample, to_closest_ras
 from foundation.reading.collection import Collection, Row, read_removed, read_study
 from foundation.store.reader import Store
@@ -180,7 +180,7 @@ class DrawnStudies:
     """Synthetic patients that are made as they are needed; no scan is seen twice."""
 
     def __init__(self, config: StreamConfig):
-        self.stream = CohortStream(config)
+        self.stream = shared_stream(config)
 
     def __len__(self) -> int:
         return len(self.stream)

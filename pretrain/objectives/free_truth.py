@@ -23,7 +23,7 @@ from foundation.cohort.acquisition import labels_on, quantitative_maps
 from foundation.cohort.anatomy import Anatomy, Box
 from foundation.cohort.materials import LESIONS, STRUCTURES
 from foundation.cohort.patient import scan_again
-from foundation.cohort.stream import CohortStream, StreamConfig
+from foundation.cohort.stream import StreamConfig, shared_stream
 from foundation.encoder import Encoder
 from foundation.figures import plot_labels
 from foundation.findings import Structure
@@ -154,7 +154,7 @@ class TruthStudies:
 
     def __init__(self, config: Config, head: segmentation.Head):
         self.config, self.head = config, head
-        self.stream = CohortStream(config.cohort)
+        self.stream = shared_stream(config.cohort)
 
     def __len__(self) -> int:
         return len(self.stream)
