@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -22,6 +22,7 @@ def write_aside(path: Path) -> Iterator[Path]:
         yield aside
         _flush(aside)
         os.replace(aside, path)
+        _flush_folder(path.parent)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -41,6 +42,7 @@ def write_folder_aside(path: Path) -> Iterator[Path]:
         for file in aside.rglob("*"):
             if file.is_file():
                 _flush(file)
+        _flush_folder(aside)
         old = path.with_name(f".old-{os.getpid()}-{path.name}")
         if path.exists():
             os.replace(path, old)
@@ -50,6 +52,7 @@ def write_folder_aside(path: Path) -> Iterator[Path]:
             if old.exists():
                 os.replace(old, path)
             raise
+        _flush_folder(path.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -69,3 +72,13 @@ def sha256(path: Path) -> str:
 def _flush(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def _flush_folder(path: Path) -> None:
+    """Make the names in a folder survive a power cut; a renamed file whose name is lost is lost with it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems cannot, and keep their names in order themselves
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

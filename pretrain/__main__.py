@@ -17,11 +17,12 @@ import torch
 
 from foundation.config import load_config, save_config
 from foundation.encoder import Encoder
+from foundation.engines import make_accelerator
 from foundation.errors import InputError
 from foundation.figures import plot_curves, plot_reconstruction
 from foundation.reading.collection import read_manifest
 from foundation.tokens import PATCH, Tokens, from_patches
-from foundation.training import TrainingResult, make_accelerator, seeded, software_versions, train
+from foundation.training import TrainingResult, seeded, software_versions, train
 from pretrain.config import PretrainConfig
 from pretrain.objectives import objective_module
 from pretrain.objectives.masked_autoencoding import FLAT_VARIANCE
@@ -49,7 +50,7 @@ def pretrain(config: PretrainConfig) -> Path:
     torch.manual_seed(config.training.seed)
     encoder = Encoder(config.encoder)
     objective = objective_module(config.objective.kind).Objective(encoder, config.objective)
-    accelerator = make_accelerator(config.training.precision)
+    accelerator = make_accelerator()
     if accelerator.is_main_process:
         save_config(config, config.folder / "config.yaml")
     result = train(objective, dataset, config.training, config.folder, label="pretrain", accelerator=accelerator)
@@ -92,11 +93,10 @@ def _source(config: PretrainConfig) -> str:
 
 
 def _card(config: PretrainConfig, num_studies: int, result: TrainingResult) -> str:
-    loss = result.records[-1]["loss"]
     return (
         f"# Larmor encoder ({config.size})\n\n"
         f"Pretrained by {config.objective.kind.replace('_', ' ')} on {num_studies} studies of {_source(config)} for "
-        f"{config.training.steps} steps of {config.training.batch_size} boxes; last loss {loss:.3f}, "
+        f"{config.training.steps} steps of {config.training.batch_size} boxes; last loss {result.last_loss:.3f}, "
         f"{result.seconds:.0f} s in the last session.\n\n"
         "It has no head: it says nothing of a patient by itself. Not a medical device.\n"
     )
