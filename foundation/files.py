@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from foundation.errors import InputError
 
 
 @contextmanager
@@ -62,6 +65,20 @@ def copy_folder_aside(source: Path, target: Path) -> None:
     """Copy a folder so that `target` is either what it was or the whole copy."""
     with write_folder_aside(target) as aside:
         shutil.copytree(source, aside, dirs_exist_ok=True)
+
+
+def check_writable(folder: Path) -> str:
+    """What to say of a folder that can be written; an `InputError` if it cannot. Nothing is left behind."""
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(bytes(2**20))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        remedy = "Name another folder, or make room or write access."
+        raise InputError("the run's folder can be written", got=str(error), remedy=remedy, file=folder) from None
+    return f"{folder} can be written, {shutil.disk_usage(there).free / 1e9:.1f} GB are free"
 
 
 def sha256(path: Path) -> str:

@@ -32,11 +32,10 @@ class SaysWork(Protocol):
     def work(self, batch: Any) -> Work: ...
 
 
-def transformer_flops(tokens: int, width: int, depth: int, mlp_matrices: float, context: int | None = None) -> float:
-    """Forward, one sample, of `depth` blocks: 8 n D^2 for q, k, v and the way out, 2 n D^2 for each D by D worth of MLP
-    matrix, 4 n m D for scores over `context` m (default n) and their use."""
-    context = tokens if context is None else context
-    return depth * ((8 + 2 * mlp_matrices) * tokens * width**2 + 4 * tokens * context * width)
+def transformer_flops(tokens: int, width: int, depth: int, mlp_ratio: float) -> float:
+    """Forward, one bag of n tokens, D wide: 8 n D^2 for queries, keys, values and the way out, 6 r n D^2 for the three
+    matrices of a SwiGLU of ratio r, 4 n^2 D for scores and what is made of them, in each block."""
+    return depth * ((8 + 6 * mlp_ratio) * tokens * width**2 + 4 * tokens**2 * width)
 
 
 class Meter:
@@ -49,6 +48,10 @@ class Meter:
     def _restart(self) -> None:
         self._began = time.perf_counter()
         self._samples, self._tokens, self._flops, self._waited_s = 0, 0, 0.0, 0.0
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._began
 
     def count(self, samples: int, work: Work | None) -> None:
         """One process's share of a batch; the others are taken to do as much."""

@@ -35,6 +35,7 @@ from foundation.engines import (
     Average,
     Crew,
     Engine,
+    EngineName,
     check_engine,
     engine_class,
     make_accelerator,
@@ -46,6 +47,7 @@ from foundation.faults import BadSteps, Feed, Interruption, Trouble, Watchdog, p
 from foundation.files import write_aside
 from foundation.meters import Meter, SaysWork, Work, matmul_rate, timed
 from foundation.runstate import BackgroundWriter, RunState, newest_good_checkpoint, sweep
+from foundation.scaling import as_bytes, memory_of, traffic_of
 
 Precision = Literal["auto", "fp32", "bf16"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
@@ -210,22 +212,22 @@ def train(
     label: str,
     accelerator: Accelerator | None = None,
     on_start: Callable[[str], None] = print,
+    rehearse: bool = False,
 ) -> TrainingResult:
     """Train `objective` in place, continuing from the newest good checkpoint in `folder` if there is one.
 
     Writes `metrics.jsonl` (one row every `log_every` steps) and checkpoints. Ctrl-C or SIGTERM, to any process, finishes the
     step, saves a checkpoint and exits; the same command continues. A folder that holds checkpoints of other settings is
-    refused.
+    refused. `rehearse` does everything up to the first update, on a real batch, says what it found and writes nothing.
     """
     accelerator = accelerator or make_accelerator()
-    name = running_engine(accelerator)
+    name = what_runs(accelerator, config)
     crew = Crew(accelerator)
-    check_engine(name, crew.world, wanted=config.engine, wanted_processes=config.processes)
     say = on_start if crew.is_main else _silence
     order = SampleOrder(len(dataset), config, start=0, rank=crew.rank, world_size=crew.world)
 
     identity = _identity(objective, config, label)
-    state = crew.state_from_main(lambda: _read_state(folder, identity, say))
+    state = crew.state_from_main(lambda: _read_state(folder, identity, say, tidy=not rehearse))
     if state is not None:
         objective.load_state_dict(state.weights)
     start = order.start = 0 if state is None else state.step
@@ -259,12 +261,19 @@ def train(
         warmup_lr_init=config.final_learning_rate,
         t_in_epochs=False,
     )
-    log = _Log(folder, accelerator, config, label=label, start=start, is_main=crew.is_main)
+    log = _Log(folder, accelerator, config, label=label, start=start, is_main=crew.is_main and not rehearse)
     peak_flops = None
     if isinstance(objective, SaysWork) and start < config.steps:
         peak_flops = matmul_rate(str(engine.device), engine.bf16, torch.get_num_threads())
     meter = Meter(world=crew.world, peak_flops=peak_flops)
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    memory = memory_of(
+        name,
+        crew.world,
+        weights=sum(p.numel() for p in objective.parameters()),
+        trained=trained,
+        averaged=average is not None,
+    )
 
     with ExitStack() as stack:
         interruption = stack.enter_context(Interruption())
@@ -274,6 +283,9 @@ def train(
             f"{label}: {name} on {crew.world} x {engine.device.type}, {'bf16' if engine.bf16 else 'fp32'}, "
             f"attention {attention}, {trained / 1e6:.2f} M trained weights, {len(dataset)} samples, "
             f"steps {start} to {config.steps}"
+        )
+        say(
+            f"{label}: each process keeps {memory}, and sends {as_bytes(traffic_of(name, crew.world, trained=trained))} a step"
         )
         writer = stack.enter_context(BackgroundWriter(folder / "checkpoints"))
         watchdog = stack.enter_context(Watchdog(label=label, timeout_s=config.hang_timeout_s))
@@ -302,6 +314,10 @@ def train(
                         losses[key] = losses[key] + value if key in losses else value
 
                 loss, norm = float(losses["loss"]), engine.gradient_norm()
+                if rehearse:
+                    engine.discard()
+                    say(f"{label}: loss {loss:.4g}, gradient norm {norm:.4g}, {meter.seconds:.2f} s for the first step")
+                    return TrainingResult(folder, [], log.seconds)
                 worst, stop = crew.agree(bad_steps.judge(loss, norm), interruption.wanted)
                 trouble, last = Trouble(worst), step == config.steps
                 if trouble:
@@ -336,6 +352,13 @@ def train(
     engine.finish(None if average is None else average.wholes())
     log.close()
     return TrainingResult(folder, log.records, log.seconds)
+
+
+def what_runs(accelerator: Accelerator, config: TrainingConfig) -> EngineName:
+    """The engine that runs, which is the one that the config asks for."""
+    name = running_engine(accelerator)
+    check_engine(name, accelerator.num_processes, wanted=config.engine, wanted_processes=config.processes)
+    return name
 
 
 def _silence(text: str) -> None:
@@ -377,10 +400,11 @@ def _identity(objective: nn.Module, config: TrainingConfig, label: str) -> dict[
     return {"label": label, **settings, "weights": hashlib.sha256(shapes.encode()).hexdigest()[:16]}
 
 
-def _read_state(folder: Path, identity: dict[str, str], say: Callable[[str], None]) -> RunState | None:
+def _read_state(folder: Path, identity: dict[str, str], say: Callable[[str], None], *, tidy: bool) -> RunState | None:
     """The newest good checkpoint, if there is any and it belongs to this run."""
     checkpoints = folder / "checkpoints"
-    sweep(checkpoints)
+    if tidy:
+        sweep(checkpoints)
     found = newest_good_checkpoint(checkpoints, say=say)
     if found is None:
         return None

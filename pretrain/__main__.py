@@ -1,6 +1,8 @@
 """Pretrain an encoder on the studies of a manifest.
 
     accelerate launch -m pretrain configs/pretrain/tiny.yaml manifest=collection/manifest.jsonl training.steps=2000
+    accelerate launch -m pretrain --dry-run configs/pretrain/base.yaml      everything but the training; writes nothing
+    python -m pretrain --plan configs/pretrain/base.yaml                    what each size costs under each engine
 
 Writes into `folder`: the resolved config, metrics.jsonl, checkpoints, the model folder `model/`, a loss curve and a picture
 of a reconstruction. The same command continues a run that was stopped.
@@ -20,37 +22,74 @@ from foundation.encoder import Encoder
 from foundation.engines import make_accelerator
 from foundation.errors import InputError
 from foundation.figures import plot_curves, plot_reconstruction
+from foundation.files import check_writable
 from foundation.reading.collection import read_manifest
 from foundation.tokens import PATCH, Tokens, from_patches
-from foundation.training import TrainingResult, seeded, software_versions, train
+from foundation.training import TrainingResult, seeded, software_versions, train, what_runs
 from pretrain.config import PretrainConfig
 from pretrain.objectives import objective_module
 from pretrain.objectives.masked_autoencoding import FLAT_VARIANCE
 from pretrain.samples import DrawnStudies, FiledStudies, MaskedStudies, Ready, box_tokens
 
-USAGE = "usage: accelerate launch -m pretrain CONFIG.yaml [key=value ...]"
+USAGE = "usage: accelerate launch -m pretrain [--dry-run | --plan] CONFIG.yaml [key=value ...]"
 
 
 def main(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"{__doc__}\n{USAGE}")
         return 0 if arguments else 2
+    flags = {argument for argument in arguments if argument.startswith("--")}
+    if flags - {"--dry-run", "--plan"}:
+        print(USAGE, file=sys.stderr)
+        return 2
+    rest = [argument for argument in arguments if argument not in flags]
     try:
-        pretrain(load_config(PretrainConfig, arguments[0], arguments[1:]))
+        config = load_config(PretrainConfig, rest[0] if rest else None, rest[1:])
+        if "--plan" in flags:
+            from pretrain.plan import plan
+
+            print("\n".join(plan(config)))
+        elif "--dry-run" in flags:
+            rehearse(config)
+        else:
+            pretrain(config)
     except InputError as error:
         print(f"pretrain: {error}", file=sys.stderr)
         return 2
     return 0
 
 
+def rehearse(config: PretrainConfig) -> None:
+    """Everything but the training: data, model, engine, one real batch forward and backward, a folder that can be written."""
+    accelerator = make_accelerator()
+    what_runs(accelerator, config.training)
+    if accelerator.is_main_process:
+        print(f"pretrain: {check_writable(config.folder)}")
+    dataset = MaskedStudies(studies_of(config), config.crop)
+    train(
+        make_objective(config), dataset, config.training, config.folder,
+        label="pretrain", accelerator=accelerator, rehearse=True,
+    )  # fmt: skip
+    if accelerator.is_main_process:
+        print("pretrain: ready; nothing was trained and no weights were written")
+    accelerator.wait_for_everyone()
+
+
+def make_objective(config: PretrainConfig) -> torch.nn.Module:
+    """Encoder and objective with their first weights."""
+    torch.manual_seed(config.training.seed)
+    return objective_module(config.objective.kind).Objective(Encoder(config.encoder), config.objective)
+
+
 def pretrain(config: PretrainConfig) -> Path:
     """Run one pretraining; return the model folder."""
+    accelerator = make_accelerator()
+    what_runs(accelerator, config.training)  # before anything is written or read
     studies = studies_of(config)
     dataset = MaskedStudies(studies, config.crop)
-    torch.manual_seed(config.training.seed)
-    encoder = Encoder(config.encoder)
-    objective = objective_module(config.objective.kind).Objective(encoder, config.objective)
-    accelerator = make_accelerator()
+    objective = make_objective(config)
+    encoder = objective.encoder
+    assert isinstance(encoder, Encoder)
     if accelerator.is_main_process:
         save_config(config, config.folder / "config.yaml")
     result = train(objective, dataset, config.training, config.folder, label="pretrain", accelerator=accelerator)

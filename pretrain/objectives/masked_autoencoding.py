@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from foundation.encoder import Encoder, OriginEmbedding, PatientRotation, make_blocks
+from foundation.meters import Work, transformer_flops
 from foundation.registry import KindConfig
 from foundation.tokens import PATCH_VOXELS, Tokens
 from pretrain.masking import MaskedBatch
@@ -63,6 +64,19 @@ class Objective(nn.Module):
         for block in self.blocks:
             x = block(x, rope=rotation)
         return self.to_voxels(self.norm(x[:, -len(targets) :]))
+
+    def work(self, batch: MaskedBatch) -> Work:
+        studies, seen, wanted = len(batch.visible.is_real), len(batch.visible), len(batch.targets)
+        return Work(studies * (seen + wanted), studies * self.operations(seen, wanted))
+
+    def operations(self, visible: int, targets: int) -> float:
+        """Of one sample, forward and backward, which costs twice as much: `visible` tokens are encoded and, narrow, decoded
+        beside the `targets`."""
+        config, width = self.encoder.config, self.narrow.out_features
+        seen = config.num_registers + visible
+        decode = transformer_flops(seen + targets, width, len(self.blocks), config.mlp_ratio)
+        ends = 2 * seen * config.width * width + 2 * targets * width * PATCH_VOXELS
+        return 3 * (self.encoder.flops(visible) + decode + ends)
 
     def learning_rate_scale(self, name: str) -> float:
         return 1.0

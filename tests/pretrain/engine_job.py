@@ -112,6 +112,7 @@ if __name__ == "__main__":
     PROCESSES_ARE = PartialState().distributed_type
     for job in json.loads(Path(sys.argv[1]).read_text()):
         pretend_launched(job["engine"])
+        name = Path(job["pretrain"]["folder"] if "pretrain" in job else job["folder"]).name
         try:
             if "stop_after" in job and os.environ["RANK"] == "0":
                 stop_after(job["stop_after"], Path(job["pretrain"]["folder"]) / "metrics.jsonl")
@@ -122,6 +123,6 @@ if __name__ == "__main__":
                 config = parse_config(TrainingConfig, job["training"])
                 train(Regression(event), Cloud(event), config, Path(job["folder"]), label=job["folder"])
         except SystemExit as stopped:
-            print(f"rank {os.environ['RANK']} of {job['engine']} exits with {stopped.code}", flush=True)
+            print(f"process {os.environ['RANK']} leaves {name} with {stopped.code}", flush=True)
         except InputError as error:
-            print(f"rank {os.environ['RANK']} of {job['engine']} refuses: {error}", flush=True)
+            print(f"process {os.environ['RANK']} refuses {name}: {error}", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ from foundation.training import read_records
 
 ROOT = Path(__file__).parents[2]
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
-RELAY = ("zero2", "ddp", "zero3", "zero1", "fsdp2")  # each continues what the one before left
+RELAY = ("zero2", "ddp", "zero3", "zero1", "fsdp2")  # each continues what the one before left, one process at both ends
 SMALL = {
     "splits": None,
     # At most 12 tokens are used and every box has more, so that a step is the same over any number of processes.
@@ -72,8 +73,7 @@ def test_engines_agree_and_a_run_moves_between_them(make_collection, tmp_path: P
         for name in ENGINES
     ]
     jobs += [
-        {"engine": name, "pretrain": pretraining(manifest, tmp_path / "relay")}
-        | ({"stop_after": 3 * (leg + 1)} if name != RELAY[-1] else {})
+        {"engine": name, "pretrain": pretraining(manifest, tmp_path / "relay"), "stop_after": 3 * (leg + 2)}
         for leg, name in enumerate(RELAY)
     ]
     jobs += [regression(tmp_path / f"nan-{name}", name, {"what": "nan", "step": 5, "rank": 1}) for name in ENGINES]
@@ -82,6 +82,10 @@ def test_engines_agree_and_a_run_moves_between_them(make_collection, tmp_path: P
     jobs += [regression(tmp_path / "other", "ddp", engine="zero2")]
     jobs += [regression(tmp_path / "hang", "ddp", {"what": "hang", "step": 3, "rank": 1}, hang_timeout_s=2)]
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
+    alone = parse_config(PretrainConfig, pretraining(manifest, tmp_path / "relay"))
+    stop_after(3, tmp_path / "relay/metrics.jsonl")
+    with pytest.raises(SystemExit):
+        pretrain(alone)
     ran = launch("ddp", str(ROOT / "tests/pretrain/engine_job.py"), str(tmp_path / "jobs.json"))
     said = ran.stdout + ran.stderr
 
@@ -96,7 +100,9 @@ def test_engines_agree_and_a_run_moves_between_them(make_collection, tmp_path: P
         for file in ("weights", "moments", "average"):
             assert largest_difference(tmp_path / "ddp", tmp_path / name, file, 20) < 1e-4, (name, file)
 
-    # ZeRO-2 to DDP to ZeRO-3 to ZeRO-1 to FSDP2: one run.
+    # One process to ZeRO-2 to DDP to ZeRO-3 to ZeRO-1 to FSDP2, on two, to one: one run.
+    assert len(losses(tmp_path / "relay")) < 20
+    pretrain(alone)
     assert losses(tmp_path / "relay") == pytest.approx(reference, abs=1e-4), said[-6000:]
 
     # A gradient that is not finite on one process is skipped by all, and the run is the same under every engine.
@@ -107,16 +113,49 @@ def test_engines_agree_and_a_run_moves_between_them(make_collection, tmp_path: P
         assert losses(tmp_path / f"parts-{name}") == pytest.approx(losses(tmp_path / "parts-ddp"), abs=1e-5), name
 
     # One process got the signal; both stopped, at the same step, with a checkpoint.
-    assert said.count("of ddp exits with 130") == 2
+    assert said.count("leaves signal with 130") == 2
     assert [path.name for path in (tmp_path / "signal" / "checkpoints").iterdir()] == ["step_00000005"]
 
     # What runs is not what the config says.
-    assert said.count("refuses: what runs is what the config asked for (got ddp on 2") == 2
+    assert said.count("refuses other: what runs is what the config asked for (got ddp on 2") == 2
     assert not (tmp_path / "other").exists()
 
     # The process that hangs is named, and the launch ends.
     assert ran.returncode != 0
     assert "processes keep pace with each other" in said
+
+
+def stop_after(step: int, metrics: Path) -> None:
+    spec = importlib.util.spec_from_file_location("engine_job", Path(__file__).with_name("engine_job.py"))
+    assert spec is not None and spec.loader is not None
+    job = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = job
+    spec.loader.exec_module(job)
+    job.stop_after(step, metrics)
+
+
+@pytest.mark.parametrize("name", ["cpu", "one_gpu", *ENGINES])
+def test_every_launch_file_is_what_its_name_says(name: str) -> None:
+    """Read by the launcher's own reader, which ignores what it does not know."""
+    path = ROOT / "configs/accelerate" / f"{name}.yaml"
+    config = load_config_from_file(str(path))
+    kind = {"cpu": "NO", "one_gpu": "NO", "ddp": "MULTI_GPU", "fsdp2": "FSDP"}.get(name, "DEEPSPEED")
+    assert config.distributed_type == kind
+    if kind == "DEEPSPEED":
+        assert config.deepspeed_config["zero_stage"] == int(name[-1])
+    if kind == "FSDP":
+        assert config.fsdp_config["fsdp_version"] == 2
+    assert path.read_text().startswith("#"), "it says when to use it"
+
+
+def test_an_engine_or_number_of_processes_that_is_not_there_is_refused_before_anything_is_written(
+    make_collection, tmp_path: Path
+) -> None:
+    for wanted in ({"engine": "ddp"}, {"processes": 8}):
+        config = parse_config(PretrainConfig, pretraining(make_collection(4), tmp_path / "run", **wanted))
+        with pytest.raises(InputError, match=r"what runs is what the config asked for \(got single on 1"):
+            pretrain(config)
+        assert not (tmp_path / "run").exists()
 
 
 def largest_difference(left: Path, right: Path, file: str, step: int) -> float:
