@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from finetune.adapters import apply_recipe, merge_lora
 from finetune.baselines import dynunet
@@ -123,16 +122,8 @@ def make_model(config: FinetuneConfig) -> TaskModel:
     start, _, _ = load_task(config.encoder)
     assert isinstance(start.encoder, Encoder)
     model = TaskModel.build(start.encoder.train(), config.head)
-    model.warm = take_over(model.head, start.head)
+    model.warm = frozenset(f"head.{name}" for name in model.head.adopt(start.head))
     return model
-
-
-def take_over(head: nn.Module, start: nn.Module) -> frozenset[str]:
-    """Copy what fits by name and shape from a fitted head; return the names. The last layer's classes rarely fit."""
-    theirs, ours = start.state_dict(), head.state_dict()
-    fits = {name: tensor for name, tensor in theirs.items() if name in ours and ours[name].shape == tensor.shape}
-    head.load_state_dict(fits, strict=False)
-    return frozenset(f"head.{name}" for name in fits)
 
 
 def _boxes_are_small(config: FinetuneConfig, studies: list[LabelledStudy]) -> str | None:

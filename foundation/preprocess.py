@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -187,6 +188,14 @@ class Intensity:
 
     def apply(self, voxels: np.ndarray) -> np.ndarray:
         return ((np.clip(voxels, self.low, self.high) - self.mean) / self.std).astype(np.float32)
+
+
+class Box(NamedTuple):
+    """A piece of a series as a network reads it, `(x, y, z)` each; `removed` is None where no face mask was given."""
+
+    values: np.ndarray
+    body: np.ndarray
+    removed: np.ndarray | None
 
 
 @dataclass(frozen=True)

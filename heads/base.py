@@ -147,6 +147,13 @@ class Head(nn.Module):
         """Scalars with `loss`."""
         raise NotImplementedError
 
+    def adopt(self, start: Head) -> frozenset[str]:
+        """Copy what fits by name and shape from a fitted head; return the names of what was copied whole."""
+        theirs, ours = start.state_dict(), self.state_dict()
+        fits = {name: tensor for name, tensor in theirs.items() if name in ours and ours[name].shape == tensor.shape}
+        self.load_state_dict(fits, strict=False)
+        return frozenset(fits)
+
     def read(self, output: Tensor, prepared: PreparedStudy, *, source: str, mask_path: str | None) -> HeadReading:
         """Findings of a batch of one; `source` names the model, `mask_path` is where the label map will be written."""
         raise NotImplementedError

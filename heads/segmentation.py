@@ -122,13 +122,34 @@ class Head(LabelMapHead):
             nn.init.normal_(up.get_parameter("weight"), std=width**-0.5)
 
     def forward(self, features: Features, batch: StudyBatch) -> Float[Tensor, "batch classes x y z"]:
+        return self.classify(self.decode(features, batch))
+
+    def decode(self, features: Features, batch: StudyBatch) -> Float[Tensor, "batch channels x y z"]:
+        """What is known of every voxel, at full resolution."""
         assert batch.voxels is not None and batch.has_series is not None and batch.contrast is not None
         details = self._details(batch.voxels, batch.has_series, batch.contrast)
         x = self._lay_out(self.project(features.tokens), batch.tokens, batch.voxels.shape[2:])
         x = self.join(torch.cat([x, details.pop()], dim=1))
         for up, merge, detail in zip(self.up, self.merge, reversed(details), strict=True):
             x = merge(torch.cat([up(x), detail], dim=1))
-        return self.classify(x)
+        return x
+
+    def adopt(self, start: base.Head) -> frozenset[str]:
+        """Everything but the last layer by shape; that layer's rows by the names of the structures."""
+        fresh = {name: tensor.clone() for name, tensor in self.classify.state_dict().items()}
+        copied = super().adopt(start)
+        self.classify.load_state_dict(fresh)
+        last = frozenset(f"classify.{name}" for name in fresh)
+        if not isinstance(start, Head) or start.config.channels != self.config.channels:
+            return copied - last
+        theirs = {None: 0} | {one.name: row for row, one in enumerate(start.config.structures, start=1)}
+        ours = [None, *(one.name for one in self.config.structures)]
+        with torch.no_grad():
+            for row, name in enumerate(ours):
+                if name in theirs:
+                    for parameter, fitted in zip(self.classify.parameters(), start.classify.parameters(), strict=True):
+                        parameter[row] = fitted[theirs[name]]
+        return copied | last if set(ours) <= set(theirs) else copied - last
 
     def _details(self, voxels: Tensor, has_series: Tensor, contrast: Tensor) -> list[Tensor]:
         """The stem's maps at full, half, quarter and an eighth of the resolution, averaged over the series that are there."""

@@ -1,4 +1,4 @@
-"""Pretrain an encoder on the studies of a manifest.
+"""Pretrain an encoder on the studies of a manifest or a store.
 
     accelerate launch -m pretrain configs/pretrain/tiny.yaml manifest=collection/manifest.jsonl training.steps=2000
     accelerate launch -m pretrain --dry-run configs/pretrain/base.yaml      everything but the training; writes nothing
@@ -23,13 +23,24 @@ from foundation.engines import make_accelerator
 from foundation.errors import InputError
 from foundation.figures import plot_curves, plot_reconstruction
 from foundation.files import check_writable
+from foundation.quarantine import describe
 from foundation.reading.collection import read_manifest
+from foundation.store.reader import Store
 from foundation.tokens import PATCH, Tokens, from_patches
 from foundation.training import TrainingResult, seeded, software_versions, train, what_runs
 from pretrain.config import PretrainConfig
+from pretrain.damage import Damage
 from pretrain.objectives import objective_module
 from pretrain.objectives.masked_autoencoding import FLAT_VARIANCE
-from pretrain.samples import DrawnStudies, FiledStudies, MaskedStudies, Ready, box_tokens
+from pretrain.samples import (
+    DrawnStudies,
+    FiledStudies,
+    MaskedStudies,
+    Ready,
+    StoredStudies,
+    Studies,
+    box_tokens,
+)
 
 USAGE = "usage: accelerate launch -m pretrain [--dry-run | --plan] CONFIG.yaml [key=value ...]"
 
@@ -86,7 +97,8 @@ def pretrain(config: PretrainConfig) -> Path:
     accelerator = make_accelerator()
     what_runs(accelerator, config.training)  # before anything is written or read
     studies = studies_of(config)
-    dataset = MaskedStudies(studies, config.crop)
+    damage = Damage(config.folder / "damaged.jsonl", config.bad_files)
+    dataset = MaskedStudies(studies, config.crop, damage)
     objective = make_objective(config)
     encoder = objective.encoder
     assert isinstance(encoder, Encoder)
@@ -103,31 +115,47 @@ def pretrain(config: PretrainConfig) -> Path:
         encoder.save(model_folder, card=_card(config, len(studies), result), provenance=provenance)
         plot_curves(config.folder / "loss.png", result.records, ["loss"])
         picture = config.folder / "reconstruction.png"
-        _plot_reconstruction(objective.to("cpu").eval(), studies.ready(0, config.training.seed), config, picture)
+        _plot_first(objective.to("cpu").eval(), studies, config, picture)
         for path in (model_folder, config.folder / "metrics.jsonl", config.folder / "loss.png", picture):
             print(f"wrote {path}")
+        _print_left_out(studies, damage)
     accelerator.wait_for_everyone()
     return model_folder
 
 
-def studies_of(config: PretrainConfig) -> FiledStudies | DrawnStudies:
-    """The manifest's studies of the chosen splits, or a stream of synthetic patients."""
+def studies_of(config: PretrainConfig) -> FiledStudies | StoredStudies | DrawnStudies:
+    """The manifest's or the store's studies of the chosen splits, or a stream of synthetic patients."""
     if config.cohort is not None:
         return DrawnStudies(config.cohort)
+    if config.store is not None:
+        studies = StoredStudies(Store.open(config.store), config.splits)
+        if not len(studies):
+            raise _no_studies(config, config.store)
+        return studies
     assert config.manifest is not None
     collection = read_manifest(config.manifest)
     rows = [row for row in collection.rows if config.splits is None or row.split in config.splits]
     if not rows:
-        got = f"none with split in {list(config.splits or ())}"
-        raise InputError(
-            "pretraining has studies", got=got, remedy="Set splits, or splits=null for all.", file=config.manifest
-        )
+        raise _no_studies(config, config.manifest)
     return FiledStudies(collection, rows)
+
+
+def _no_studies(config: PretrainConfig, file: Path) -> InputError:
+    got = f"none with split in {list(config.splits or ())}"
+    return InputError("pretraining has studies", got=got, remedy="Set splits, or splits=null for all.", file=file)
+
+
+def _print_left_out(studies: Studies, damage: Damage) -> None:
+    """What the run did without: series that a store's verification had named, and studies that were found damaged on the way."""
+    if isinstance(studies, StoredStudies) and studies.store.damaged:
+        print(f"{studies.store.folder}: {describe(studies.store.damaged)}")
+    if found := damage.found():
+        print(f"{damage.path}: {describe(found)}")
 
 
 def _source(config: PretrainConfig) -> str:
     if config.cohort is None:
-        return f"`{config.manifest}`"
+        return f"`{config.store or config.manifest}`"
     return f"a synthetic cohort (seed {config.cohort.seed}, {config.cohort.appearance} appearance)"
 
 
@@ -141,6 +169,15 @@ def _card(config: PretrainConfig, num_studies: int, result: TrainingResult) -> s
     )
 
 
+def _plot_first(objective: torch.nn.Module, studies: Studies, config: PretrainConfig, path: Path) -> None:
+    """The reconstruction of the first study that can be read: a damaged one must not spoil the end of a run."""
+    for index in range(len(studies)):
+        try:
+            return _plot_reconstruction(objective, studies.ready(index, config.training.seed), config, path)
+        except InputError:
+            continue
+
+
 @torch.no_grad()
 def _plot_reconstruction(
     objective: torch.nn.Module, study: Sequence[Ready], config: PretrainConfig, path: Path
@@ -149,7 +186,7 @@ def _plot_reconstruction(
 
     The model predicts standardised patches; the true mean and spread of each patch are put back for the eye.
     """
-    bag = box_tokens(study[:1], np.random.default_rng(config.training.seed), config.crop)
+    bag, _ = box_tokens(study[:1], np.random.default_rng(config.training.seed), config.crop)
     order = torch.randperm(len(bag), generator=seeded(config.training.seed))
     num_visible = max(1, round(config.crop.visible_fraction * len(bag)))
     visible, targets = bag.take(order[None, :num_visible]), bag.take(order[None, num_visible:])

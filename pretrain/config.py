@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from foundation.cohort.stream import StreamConfig
 from foundation.config import Config
 from foundation.encoder import EncoderConfig, Size
+from foundation.quarantine import SHARE
 from foundation.training import TrainingConfig
 from pretrain.objectives import ObjectiveConfig, parse_objective
 
@@ -31,15 +33,19 @@ class CropConfig(Config):
 
 
 class PretrainConfig(Config):
-    """Studies come from a `manifest` or are drawn from a synthetic `cohort` as they are needed; one of the two is given.
+    """Studies come from a `manifest`, from a `store` that was prepared from one, or are drawn from a synthetic `cohort` as they
+    are needed; one of the three is given.
 
-    `splits` names the rows of the manifest that are used; None takes every row.
+    `splits` names the rows of the manifest that are used; None takes every row. Up to the share `bad_files` of the studies may turn
+    out to be unreadable during the run.
     """
 
     manifest: Path | None = None
+    store: Path | None = None
     cohort: StreamConfig | None = None
     folder: Path = Path("runs/pretrain")
     splits: tuple[str, ...] | None = ("pretrain",)
+    bad_files: Annotated[float, Field(ge=0, le=1)] = SHARE
     size: Size = "tiny"
     drop_path: float = 0.0
     objective: SerializeAsAny[ObjectiveConfig] = Field(
@@ -55,8 +61,10 @@ class PretrainConfig(Config):
 
     @model_validator(mode="after")
     def _one_source(self) -> PretrainConfig:
-        if (self.manifest is None) == (self.cohort is None):
-            raise ValueError("pretraining has one source of studies: set manifest=FILE, or cohort, not both")
+        if sum(source is not None for source in (self.manifest, self.store, self.cohort)) != 1:
+            raise ValueError(
+                "pretraining has one source of studies: set manifest=FILE, store=FOLDER or cohort, one of them"
+            )
         return self
 
     @property

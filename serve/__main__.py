@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "finetune.evaluate:evaluate_to_folder",
     "serve": "serve.app:launch",
     "cohort": "foundation.cohort.writing:cohort_command",
+    "prepare": "foundation.store.command:prepare_command",
     "doctor": "serve.doctor:main",
 }
 
@@ -77,13 +78,35 @@ def _parser() -> argparse.ArgumentParser:
     cohort.add_argument("--subjects", type=int, default=24, help="how many (default: %(default)s)")
     cohort.add_argument("--seed", type=int, help="another seed is another cohort (default: 0)")
     cohort.add_argument("--spacing", dest="spacing_mm", type=float, metavar="MM", help="1, 2 or 4 (default: 2)")
-    cohort.add_argument("--contrasts", nargs="+", metavar="NAME", help="T1w T1w-contrast T2w FLAIR PD DWI ADC T2star")
+    cohort.add_argument(
+        "--contrasts", nargs="+", metavar="NAME", help="T1w T1w-contrast T2w FLAIR PD DWI ADC T2star SWI"
+    )
     cohort.add_argument("--appearance", help="physics, random or mixed (default: physics)")
     cohort.add_argument("--family", help="usual, or shifted: scanners and lesions held apart (default: usual)")
     cohort.add_argument("--anatomy", type=Path, metavar="DIR", help="whole-head label maps to start from")
     cohort.add_argument("--maps", action="store_true", default=None, help="T1, T2 and ADC maps too")
     cohort.add_argument("--raw", action="store_true", default=None, help="multi-coil k-space of a few slices too")
     cohort.add_argument("--processes", type=int, help="how many at a time (default: every core)")
+
+    prepare = command("prepare", "make a collection ready for pretraining; writes volumes and an index into STORE")
+    prepare.add_argument(
+        "paths", type=Path, nargs="+", metavar="MANIFEST STORE",
+        help="what to read, and the folder to write or continue; STORE alone with --hf or --verify",
+    )  # fmt: skip
+    prepare.add_argument("--hf", metavar="NAME", help="a Hugging Face data set, or a folder that datasets can load")
+    prepare.add_argument("--column", help="its column of NIfTI files")
+    prepare.add_argument("--split", help="its split (default: train)")
+    prepare.add_argument("--streaming", action="store_true", help="fetch its volumes as they are needed")
+    prepare.add_argument("--shard", default="0/1", metavar="I/N", help="the I-th of N machines (default: %(default)s)")
+    prepare.add_argument(
+        "--verify", action="store_true", help="check a store against its hashes; 1 if anything differs"
+    )
+    prepare.add_argument("--budget", type=float, default=0.01, help="share of bad files that ends it (default: 0.01)")
+    prepare.add_argument("--processes", type=int, help="how many at a time (default: every core)")
+    prepare.add_argument("--chunk", type=int, metavar="VOXELS", help="edge of a chunk (default: 32)")
+    prepare.add_argument("--level", type=int, help="of zstd, 1 fast to 9 small (default: 5)")
+    prepare.add_argument("--margin", type=float, metavar="MM", help="air kept around the body (default: 4)")
+    prepare.add_argument("--shard-mib", type=float, metavar="MIB", help="size of a shard file (default: 1024)")
 
     command("doctor", "say what this machine has and how to mend what is wrong; writes nothing")
     return parser

@@ -19,7 +19,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Complex, Float, Shaped, UInt8
 from nibabel.affines import from_matvec, voxel_sizes
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 from numpy.random import Generator
@@ -42,12 +42,23 @@ from foundation.physics.signal import (
     adc_from_dwi,
     tissue_signals,
 )
+from foundation.physics.susceptibility import (
+    AIR_PPM,
+    SUSCEPTIBILITY_PPM,
+    field_shift_ppm,
+    phase_rad,
+    susceptibility_weighted,
+)
 from foundation.study import Series, checked_contrast
 
 Plane = Literal["axial", "coronal", "sagittal"]
 SLICE_AXIS: dict[str, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
 RANDOM = "random"  # no sequence at all
-CONTRASTS = ("T1w", "T1w-contrast", "T2w", "FLAIR", "PD", "DWI", "ADC", "T2star", RANDOM)
+# A contrast's place is part of its seed: new ones go to the end.
+CONTRASTS = ("T1w", "T1w-contrast", "T2w", "FLAIR", "PD", "DWI", "ADC", "T2star", RANDOM, "SWI")
+# What they are measured as, where that goes by another name or by none.
+MEASURED_AS = {RANDOM: "unknown", "SWI": "T2star"}
+TIMES_OF = {"T1w-contrast": "T1w", "ADC": "DWI", "SWI": "T2star"}
 TWO_DIMENSIONAL = ("T2w", "FLAIR", "PD", "DWI", "ADC")  # in slices, which may be thick; the others have even voxels
 TEXTURE = 0.03  # of the signal, per standard deviation of the anatomy's texture
 LIKELY_ARTEFACT = 0.2  # how often a scan has one
@@ -114,13 +125,13 @@ class Scan:
 def draw_protocol(contrast: str, subject: Subject, spacing_mm: float, rng: Generator) -> Protocol:
     """As clinics differ: times within a box, thick slices of two-dimensional scans along a plane, now and then a flaw."""
     shifted = subject.family == "shifted"
-    box = _TIMES.get("T1w" if contrast == "T1w-contrast" else "DWI" if contrast == "ADC" else contrast, {})
+    box = _TIMES.get(TIMES_OF.get(contrast, contrast), {})
     drawn = {}
     for name, (low, high, odd_low, odd_high) in box.items():
         drawn[name] = float(rng.uniform(odd_low, odd_high) if shifted else rng.uniform(low, high))
     plane: Plane = rng.choice(["axial", "axial", "axial", "coronal", "sagittal"])
     thick = 1
-    if contrast in TWO_DIMENSIONAL:
+    if contrast in TWO_DIMENSIONAL or (shifted and contrast in ("T1w", "T1w-contrast")):
         thick = int(rng.choice((3, 4) if shifted else (1, 2, 2, 3) if spacing_mm < 4 else (1, 2)))
     voxel = [spacing_mm] * 3
     voxel[SLICE_AXIS[plane]] *= thick
@@ -150,6 +161,7 @@ def _sequence(contrast: str, times: dict[str, float]) -> PulseSequence | None:
         "PD": TurboSpinEcho,
         "FLAIR": Flair,
         "T2star": SpoiledGradientEcho,
+        "SWI": SpoiledGradientEcho,
         "DWI": DiffusionEpi,
         "ADC": DiffusionEpi,
     }
@@ -195,7 +207,7 @@ def head_image(anatomy: Anatomy, protocol: Protocol, tissues: TissueTable, rng: 
     return anatomy.mix(mean) + anatomy.mix(spread) * (anatomy.texture.float() / 32)
 
 
-def typical_signal(signal: Float[Tensor, "x y z"]) -> float:
+def typical_signal(signal: Shaped[Tensor, "x y z"]) -> float:
     """What noise is measured by: the mean magnitude of everything but air."""
     magnitude = signal.abs()
     return float(magnitude[magnitude > 0.05 * magnitude.max()].mean())
@@ -265,14 +277,19 @@ def acquire(anatomy: Anatomy, protocol: Protocol, tissues: TissueTable, rng: Gen
     if protocol.contrast == "ADC":
         voxels = _adc_map(anatomy, protocol, tissues, shape, affine, rng)
     else:
-        signal = _on_grid(head_image(anatomy, protocol, tissues, rng)[None], anatomy, shape, affine)[0]
-        magnitude = _receive(signal, protocol, rng)
+        image = head_image(anatomy, protocol, tissues, rng)
+        if protocol.contrast == "SWI":
+            turned = torch.polar(image, _gradient_echo_phase(anatomy, protocol, tissues))
+            signal = torch.complex(*_on_grid(torch.stack([turned.real, turned.imag]), anatomy, shape, affine))
+            magnitude = susceptibility_weighted(_receive(signal, protocol, rng), protocol.voxel_mm)
+        else:
+            magnitude = _receive(_on_grid(image[None], anatomy, shape, affine)[0], protocol, rng).abs()
         voxels = (magnitude * (rng.uniform(300, 1200) / float(torch.quantile(magnitude.flatten()[::37], 0.99)))).round()
     labels = labels_on(anatomy, shape, affine)
     turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(anatomy.subject.orientation))
     affine = affine @ inv_ornt_aff(turn, shape)
     stored, labels = (np.ascontiguousarray(apply_orientation(array, turn)) for array in (voxels.numpy(), labels))
-    contrast = "unknown" if protocol.contrast == RANDOM else checked_contrast(protocol.contrast)
+    contrast = checked_contrast(MEASURED_AS.get(protocol.contrast, protocol.contrast))
     series = Series(stored.astype(np.float32), affine, contrast, name=protocol.contrast)
     if protocol.sequence is not None:
         series = replace(
@@ -281,16 +298,24 @@ def acquire(anatomy: Anatomy, protocol: Protocol, tissues: TissueTable, rng: Gen
     return Scan(series, protocol, labels)
 
 
-def _receive(signal: Float[Tensor, "i j k"], protocol: Protocol, rng: Generator) -> Float[Tensor, "i j k"]:
-    """Coil sensitivity, artefact, complex noise, magnitude (Rician: Gudbjartsson and Patz 1995)."""
+def _gradient_echo_phase(anatomy: Anatomy, protocol: Protocol, tissues: TissueTable) -> Float[Tensor, "x y z"]:
+    """Radians at the echo, on the anatomy's grid; the main field runs along the patient's z axis."""
+    ppm = [AIR_PPM if one.tissue is None else SUSCEPTIBILITY_PPM.get(one.tissue, 0.0) for one in MATERIALS.values()]
+    along_z = anatomy.affine[2, :3] / anatomy.spacing_mm
+    shift = field_shift_ppm(anatomy.mix(torch.tensor(ppm)), anatomy.spacing_mm, along_z)
+    return phase_rad(shift, anatomy.subject.field_t, cast(SpoiledGradientEcho, protocol.sequence).te_ms)
+
+
+def _receive(signal: Shaped[Tensor, "i j k"], protocol: Protocol, rng: Generator) -> Complex[Tensor, "i j k"]:
+    """Coil sensitivity, artefact, complex noise; the magnitude is then Rician (Gudbjartsson and Patz 1995)."""
     voxel = protocol.voxel_mm
     signal = signal * _receive_field(signal.shape, protocol, rng)
     level = typical_signal(signal)
     noise = protocol.noise * level * torch.from_numpy(rng.standard_normal((2, *signal.shape), dtype=np.float32))
     if protocol.artefact is None:
-        return torch.hypot(signal + noise[0], noise[1])
+        return signal + torch.complex(noise[0], noise[1])
     spoilt = protocol.artefact.apply(signal * smooth_phase(signal.shape, 0.6, rng), voxel)
-    return (spoilt + torch.complex(noise[0], noise[1])).abs()
+    return spoilt + torch.complex(noise[0], noise[1])
 
 
 def _receive_field(shape: tuple[int, ...], protocol: Protocol, rng: Generator) -> Float[Tensor, "i j k"]:

@@ -17,7 +17,7 @@ lookups and a weighted sum. Signals are mixed that way, never relaxation times: 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -299,6 +299,14 @@ class Anatomy:
         table = values.float()
         return torch.lerp(table[self.second.int()], table[self.first.int()], self.share)
 
+    def crop(self, box: Box) -> Anatomy:
+        """The part of the head in a box of voxels, where it was in the patient; it shares memory with the whole."""
+        first = [axis.start or 0 for axis in box]
+        affine = self.affine.copy()
+        affine[:3, 3] = apply_affine(self.affine, first)
+        parts = {name: getattr(self, name)[box] for name in ("first", "second", "share", "texture")}
+        return replace(self, affine=affine, **parts)
+
     def head_mm(self) -> Float[Tensor, "x y z 3"]:
         return grid_mm(self.shape, np.linalg.inv(self.subject.pose) @ self.affine)
 
@@ -323,16 +331,24 @@ FIELD_OF_VIEW_MM = ((-92, 92), (-126, 106), (-92, 100))
 
 
 def build_anatomy(
-    subject: Subject, source: AnatomySource, spacing_mm: float = 2.0, *, push: Push | None = None
+    subject: Subject,
+    source: AnatomySource,
+    spacing_mm: float = 2.0,
+    *,
+    push: Push | None = None,
+    offset_voxels: float = 0.0,
 ) -> Anatomy:
-    """The healthy head of a subject, or what a tumour pushed aside in it; disease is drawn in afterwards."""
+    """The healthy head of a subject, or what a tumour pushed aside in it; disease is drawn in afterwards.
+
+    `offset_voxels` moves the grid along its axes, not the head.
+    """
     template = source.template(spacing_mm, subject.generator(TEMPLATE))
     mapping = Mapping(subject, deformation(subject, template), push)
     first, last = np.asarray(FIELD_OF_VIEW_MM, float).T
     x, y, z = (int(extent) for extent in (last - first) / spacing_mm)
     # Slices lie along the scanner's axes, or along the head's when the technician tilted them with it.
     pose = subject.pose if subject.is_oblique else from_matvec(np.eye(3), subject.shift_mm)
-    affine = pose @ from_matvec(spacing_mm * np.eye(3), first + spacing_mm / 2)
+    affine = pose @ from_matvec(spacing_mm * np.eye(3), first + spacing_mm * (0.5 + offset_voxels))
     head_mm = grid_mm((x, y, z), np.linalg.inv(subject.pose) @ affine)
     points = mapping.to_mni(head_mm)
     is_right = points[..., 0] >= 0

@@ -76,10 +76,12 @@ class Lesion:
     lobe: str
 
 
-def anatomy_with_disease(subject: Subject, source: AnatomySource, spacing_mm: float) -> Anatomy:
+def anatomy_with_disease(
+    subject: Subject, source: AnatomySource, spacing_mm: float, *, offset_voxels: float = 0.0
+) -> Anatomy:
     """The subject's head: planned first, because mass effect is part of how it is built, then drawn."""
     plan = plan_disease(subject, source)
-    anatomy = build_anatomy(subject, source, spacing_mm, push=plan.push)
+    anatomy = build_anatomy(subject, source, spacing_mm, push=plan.push, offset_voxels=offset_voxels)
     draw_disease(anatomy, plan)
     anatomy.facts.update(plan.numbers)
     return anatomy

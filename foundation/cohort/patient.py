@@ -185,10 +185,9 @@ def _scan(anatomy: Anatomy, tissues: TissueTable, contrast: str, config: CohortC
     return acquire(anatomy, protocol, tissues, subject.generator(IMAGE, number, repeat))
 
 
-def scan_again(anatomy: Anatomy, tissues: TissueTable, config: CohortConfig, repeat: int) -> Study:
+def scan_again(anatomy: Anatomy, tissues: TissueTable, config: CohortConfig, repeat: int) -> tuple[Scan, ...]:
     """Another study of the same head: other protocols, noise and contrasts. A fraction of a second at 2 mm."""
-    scans = [_scan(anatomy, tissues, one, config, repeat=repeat) for one in _acquired(anatomy.subject, config)]
-    return Study(anatomy.subject.name, tuple(scan.series for scan in scans))
+    return tuple(_scan(anatomy, tissues, one, config, repeat=repeat) for one in _acquired(anatomy.subject, config))
 
 
 def structure_ml(labels: UInt8[np.ndarray, "x y z"], voxel_ml: float) -> dict[str, float]:

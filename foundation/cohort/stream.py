@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from foundation.cohort.anatomy import Anatomy
+from foundation.cohort.anatomy import Anatomy, subject_name
 from foundation.cohort.patient import CohortConfig, make_anatomy, scan_again
 from foundation.physics.relaxometry import TissueTable
 from foundation.study import Study
@@ -37,10 +37,14 @@ class CohortStream:
         return self.config.subjects
 
     def study(self, index: int, repeat: int) -> Study:
+        scans = scan_again(*self.head(index), self.config, repeat)
+        return Study(subject_name(index), tuple(scan.series for scan in scans))
+
+    def head(self, index: int) -> tuple[Anatomy, TissueTable]:
+        """The anatomy of a subject, and what its tissues are made of; not to be changed, for it is kept."""
         if index not in self._heads:
             self._heads[index] = make_anatomy(self.config, index)
             if len(self._heads) > self.config.kept:
                 self._heads.popitem(last=False)
         self._heads.move_to_end(index)
-        anatomy, tissues = self._heads[index]
-        return scan_again(anatomy, tissues, self.config, repeat)
+        return self._heads[index]

@@ -2,7 +2,7 @@
 
     OUT/cohort.yaml                    what it was made with; the same command continues where it was stopped
     OUT/manifest.jsonl                 the collection, for every other command; written last
-    OUT/truth.json                     over all subjects: volumes, events, the concordance of the true hazard
+    OUT/truth.json                     over all subjects: volumes, events, what no model can beat (concordance, Dice)
     OUT/sub-00007/T1w.nii.gz, T1w.json a series and its BIDS sidecar, and so on for the other contrasts
     OUT/sub-00007/labels.nii.gz        structures and lesions on the first series' grid (`materials.STRUCTURES`)
     OUT/sub-00007/map-T1.nii.gz, ...   with --maps: T1, T2, ADC; with --raw: raw-T1w.h5, multi-coil k-space
@@ -17,9 +17,8 @@ import json
 import math
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -29,15 +28,19 @@ import torch
 
 from foundation.cohort.acquisition import quantitative_maps
 from foundation.cohort.anatomy import IMAGE, subject_name
+from foundation.cohort.oracle import oracle_dice
 from foundation.cohort.outcome import oracle_concordance
 from foundation.cohort.patient import CohortConfig, make_patient
 from foundation.cohort.raw import simulate_raw, write_raw
 from foundation.config import load_config, parse_config, save_config
 from foundation.errors import InputError
 from foundation.files import write_aside, write_folder_aside
+from foundation.parallel import one_thread
 from foundation.reading.collection import Row, SeriesEntry, Split, write_manifest
 from foundation.reading.nifti import write_labels, write_sidecar, write_volume
 from foundation.study import Series
+
+ORACLE_SUBJECTS = 4  # heads that are made twice for the Dice between grids
 
 
 def write_cohort(folder: Path, config: CohortConfig, num_subjects: int, *, processes: int | None = None) -> Path:
@@ -56,7 +59,7 @@ def write_cohort(folder: Path, config: CohortConfig, num_subjects: int, *, proce
     write = partial(write_patient, folder, config)
     with progress(total=num_subjects, initial=num_subjects - len(missing), label="patients", unit="patient") as bar:
         if processes == 1:
-            with _one_thread():
+            with one_thread():
                 for index in missing:
                     write(index)
                     bar.update()
@@ -73,7 +76,7 @@ def write_cohort(folder: Path, config: CohortConfig, num_subjects: int, *, proce
                 except BaseException:
                     pool.shutdown(wait=True, cancel_futures=True)
                     raise
-    return _publish(folder, num_subjects, source)
+    return _publish(folder, config, num_subjects, source)
 
 
 def cohort_command(
@@ -159,12 +162,15 @@ def _check_folder(folder: Path, config: CohortConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _publish(folder: Path, num_subjects: int, source: str) -> Path:
+def _publish(folder: Path, config: CohortConfig, num_subjects: int, source: str) -> Path:
     """The manifest over all subjects, and what is true of the cohort as a whole."""
     rows = [Row.model_validate_json((folder / subject_name(i) / "row.json").read_text()) for i in range(num_subjects)]
     truths = [json.loads((folder / subject_name(i) / "truth.json").read_text()) for i in range(num_subjects)]
+    summary = _summary(source, rows, truths)
+    with _one_thread():
+        summary["oracle_dice"] = oracle_dice(config, range(min(ORACLE_SUBJECTS, num_subjects)))
     with write_aside(folder / "truth.json") as aside:
-        aside.write_text(json.dumps(_summary(source, rows, truths), indent=1) + "\n")
+        aside.write_text(json.dumps(summary, indent=1) + "\n")
     write_manifest(folder / "manifest.jsonl", rows)
     return folder / "manifest.jsonl"
 
@@ -207,14 +213,3 @@ def _summary(source: str, rows: list[Row], truths: list[dict[str, Any]]) -> dict
         "events_observed": round(float(observed.mean()), 4),
         "oracle_concordance": oracle,
     }
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """As in the workers: sums over threads may differ in the last bit, and files must not."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -48,8 +48,11 @@ class _Strict(BaseModel):
 
 
 class SeriesEntry(_Strict):
+    """`removed` is a mask on the series' grid of the voxels that were removed with the face; nothing detects them."""
+
     path: RelativePath
     contrast: Contrast = "unknown"
+    removed: RelativePath | None = None
 
 
 class Row(_Strict):
@@ -66,7 +69,7 @@ class Row(_Strict):
     @property
     def paths(self) -> tuple[str, ...]:
         """Every file or folder that the row refers to."""
-        others = (self.mask, self.ehr)
+        others = (self.mask, self.ehr, *(entry.removed for entry in self.series))
         return (*(entry.path for entry in self.series), *(path for path in others if path is not None))
 
 
@@ -165,6 +168,11 @@ def read_mask(row: Row, study: Study, root: Path) -> np.ndarray:
             "the row has a mask", got=f"none for subject '{row.subject}'", remedy='Add "mask", or leave the row out.'
         )
     return read_labels(root / row.mask, study.reference)
+
+
+def read_removed(entry: SeriesEntry, series: Series, root: Path) -> np.ndarray | None:
+    """Where the face was removed from the series, `(x, y, z)` bool on its grid; None where nobody told us."""
+    return None if entry.removed is None else read_labels(root / entry.removed, series) != 0
 
 
 def study_from_path(path: str | Path) -> Study:

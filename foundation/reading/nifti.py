@@ -95,6 +95,19 @@ def read_nifti(path: str | Path, contrast: str = "unknown", acquisition: Acquisi
         )
 
 
+def read_scaling(path: str | Path) -> tuple[float, float]:
+    """Slope and intercept of a file that stores integers, (1, 0) where it stores anything else or has none.
+
+    Its voxels are whole multiples of the slope above the intercept, so that who stores them again can do it without loss.
+    """
+    path = Path(path)
+    with _as_input_error(path), open(path, "rb") as file:
+        is_compressed = file.peek(2)[:2] == b"\x1f\x8b"
+        stream = gzip.GzipFile(fileobj=file) if is_compressed else file
+        header = _parse_header(stream.read(max(MAGIC)))
+        return _slope_and_intercept(header) if _checked_dtype(header).kind in "iu" else (1.0, 0.0)
+
+
 def read_labels(path: str | Path, series: Series) -> np.ndarray:
     """The label map in a NIfTI file, `(x, y, z)` int16, which must lie on the grid of `series`.
 
@@ -403,9 +416,9 @@ def _read_to_end(stream: io.BufferedIOBase, contents: bytearray, size: int) -> N
 
 def _scaled(stored: np.ndarray, header: Nifti1Header) -> np.ndarray:
     """Stored numbers times slope plus intercept, float32 and finite. A slope of 0 or NaN means no scaling."""
-    slope, intercept = (float(header[field]) for field in ("scl_slope", "scl_inter"))
+    slope, intercept = _slope_and_intercept(header)
     with np.errstate(over="ignore", invalid="ignore"):
-        if slope == 0 or math.isnan(slope) or (slope, intercept) == (1.0, 0.0):
+        if (slope, intercept) == (1.0, 0.0):
             voxels = stored.astype(np.float32)
         else:
             scaled = np.multiply(stored, slope, dtype=np.float64)
@@ -419,6 +432,11 @@ def _scaled(stored: np.ndarray, header: Nifti1Header) -> np.ndarray:
             remedy="Replace NaN and infinity (air is 0), or correct scl_slope and scl_inter.",
         )
     return voxels
+
+
+def _slope_and_intercept(header: Nifti1Header) -> tuple[float, float]:
+    slope, intercept = (float(header[field]) for field in ("scl_slope", "scl_inter"))
+    return (1.0, 0.0) if slope == 0 or math.isnan(slope) else (slope, intercept)
 
 
 def _corners(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from foundation.encoder import Encoder, OriginEmbedding, PatientRotation, make_blocks
@@ -51,8 +51,12 @@ class Objective(nn.Module):
         nn.init.trunc_normal_(self.target, std=0.02)
 
     def forward(self, batch: MaskedBatch) -> dict[str, Tensor]:
-        predicted = self.reconstruct(batch.visible, batch.targets)
-        return {"loss": nn.functional.mse_loss(predicted.float(), standardised(batch.targets.patches))}
+        predicted = self.reconstruct(batch.visible, batch.targets).float()
+        if batch.removed is None:
+            return {"loss": nn.functional.mse_loss(predicted, standardised(batch.targets.patches))}
+        kept = ~batch.removed
+        error = (predicted - standardised(batch.targets.patches, kept)).square()
+        return {"loss": (error * kept).sum() / kept.sum().clamp(min=1)}
 
     def reconstruct(self, visible: Tokens, targets: Tokens) -> Float[Tensor, "batch targets voxels"]:
         """The targets' standardised voxels; what `targets.patches` holds is not looked at."""
@@ -82,7 +86,18 @@ class Objective(nn.Module):
         return 1.0
 
 
-def standardised(patches: Float[Tensor, "batch tokens voxels"]) -> Float[Tensor, "batch tokens voxels"]:
-    """Each patch with mean 0 and variance 1, so that the loss asks for structure and not for brightness."""
-    variance, mean = torch.var_mean(patches.float(), dim=-1, keepdim=True, correction=0)
+def standardised(
+    patches: Float[Tensor, "batch tokens voxels"], kept: Bool[Tensor, "batch tokens voxels"] | None = None
+) -> Float[Tensor, "batch tokens voxels"]:
+    """Each patch with mean 0 and variance 1, so that the loss asks for structure and not for brightness.
+
+    Of the `kept` voxels alone where some are left out: the hole of a removed face would set the mean of what is beside it.
+    """
+    patches = patches.float()
+    if kept is None:
+        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True, correction=0)
+    else:
+        number = kept.sum(dim=-1, keepdim=True).clamp(min=1)
+        mean = (patches * kept).sum(dim=-1, keepdim=True) / number
+        variance = ((patches - mean).square() * kept).sum(dim=-1, keepdim=True) / number
     return (patches - mean) / (variance + FLAT_VARIANCE).sqrt()

@@ -12,8 +12,13 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+from accelerate.commands.config.config_args import load_config_from_file
 
+from foundation.config import parse_config
+from foundation.errors import InputError
 from foundation.training import read_records
+from pretrain.__main__ import pretrain
+from pretrain.config import PretrainConfig
 
 ROOT = Path(__file__).parents[2]
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")

@@ -15,6 +15,7 @@ from numpy.random import default_rng
 
 from foundation.cohort.acquisition import (
     CONTRASTS,
+    MEASURED_AS,
     RANDOM,
     Protocol,
     Scan,
@@ -82,7 +83,7 @@ def test_every_contrast_is_finite_whole_and_not_negative(contrast, family):
     assert voxels.dtype == np.float32 and np.isfinite(voxels).all() and voxels.min() >= 0
     np.testing.assert_array_equal(voxels, voxels.round())
     assert voxels.shape == one.labels.shape and 200 < np.quantile(voxels, 0.995) < 4001
-    assert one.series.contrast == ("unknown" if contrast == RANDOM else contrast) and one.series.name == contrast
+    assert one.series.contrast == MEASURED_AS.get(contrast, contrast) and one.series.name == contrast
 
 
 def test_usual_and_shifted_protocols_share_no_time():
@@ -105,6 +106,8 @@ def test_protocols_differ_as_clinics_do():
     assert np.mean([one.artefact is not None for one in protocols]) == pytest.approx(0.2, abs=0.07)
     assert {one.artefact.kind for one in protocols if one.artefact} == set(ARTEFACTS)
     assert {max(one.voxel_mm) for one in protocols} == {2.0, 4.0, 6.0}
+    shifted = [draw_protocol("T1w", Subject.draw(0, 1, "shifted"), 2.0, default_rng(seed)) for seed in range(30)]
+    assert {max(one.voxel_mm) for one in shifted} == {6.0, 8.0}  # T1w too is in thick slices in the family held apart
     assert {one.voxel_mm.index(max(one.voxel_mm)) for one in protocols if max(one.voxel_mm) > 2} == {0, 1, 2}
     assert 0.1 < np.mean([any(one.tilt_deg) for one in protocols]) < 0.7
     assert all(
@@ -183,7 +186,7 @@ def test_lesions_look_as_radiologists_expect_in_every_patient(diseased, seed, fi
         return float(images[contrast][where[lesion]].mean() / images[contrast][white].mean())
 
     assert shown("DWI", "acute infarct") > 1.5 and shown("ADC", "acute infarct") < 0.85
-    assert shown("T2star", "haemorrhage") < 0.6
+    assert shown("T2star", "haemorrhage") < 0.6 and shown("SWI", "haemorrhage") < 0.7
     assert shown("T1w-contrast", "enhancing tumour") > 1.2 * shown("T1w", "enhancing tumour")
     assert shown("T1w-contrast", "non-enhancing tumour") < 0.9 > shown("T1w", "non-enhancing tumour")
     assert shown("T1w", "necrosis") < 0.6 and shown("T2w", "necrosis") > 2

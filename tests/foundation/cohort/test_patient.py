@@ -131,15 +131,15 @@ def test_scanning_again_shows_the_same_head_otherwise(appearance):
     config = config_of(appearance=appearance)
     anatomy, tissues = make_anatomy(config, 1)
     studies = [scan_again(anatomy, tissues, config, repeat) for repeat in range(6)]
-    names = {tuple(series.name for series in study.series) for study in studies}
+    names = {tuple(scan.series.name for scan in study) for study in studies}
     physics, random = {("T1w", "T2w")}, {("random", "random")}
     assert names == {"physics": physics, "random": random, "mixed": physics | random}[appearance]
-    assert not np.array_equal(studies[0].series[0].voxels, studies[1].series[0].voxels)
+    assert not np.array_equal(studies[0][0].series.voxels, studies[1][0].series.voxels)
     again = scan_again(anatomy, tissues, config, 1)
-    np.testing.assert_array_equal(again.series[1].voxels, studies[1].series[1].voxels)
+    np.testing.assert_array_equal(again[1].series.voxels, studies[1][1].series.voxels)
     if appearance == "physics":
-        for here, there in zip(patient(1).study.series, studies[0].series, strict=True):
-            np.testing.assert_array_equal(here.voxels, there.voxels)
+        for here, there in zip(patient(1).study.series, studies[0], strict=True):
+            np.testing.assert_array_equal(here.voxels, there.series.voxels)
 
 
 def test_series_can_be_missing_but_never_all_of_them():
@@ -148,7 +148,7 @@ def test_series_can_be_missing_but_never_all_of_them():
     kept = []
     for index in range(4):
         subject_anatomy, tissues = make_anatomy(config, index)
-        kept.append([series.name for series in scan_again(subject_anatomy, tissues, config, 0).series])
+        kept.append([scan.series.name for scan in scan_again(subject_anatomy, tissues, config, 0)])
     assert [len(one) for one in kept] == [1] * 4 and len({one[0] for one in kept}) > 1
 
 
