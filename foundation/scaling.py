@@ -40,7 +40,7 @@ def memory_of(engine: EngineName, processes: int, *, weights: int, trained: int,
     # ZeRO-1 and 2 keep, beside the whole weights, their own flat copy of the part that a process updates.
     copy = trained / processes if engine in ("zero1", "zero2") else 0
 
-    def share(number: float, is_cut: bool) -> float:
+    def share(number: int, is_cut: bool) -> float:
         return FP32 * number / (processes if is_cut else 1)
 
     return Memory(
@@ -60,7 +60,7 @@ def traffic_of(engine: EngineName, processes: int, *, trained: int) -> float:
 
 def activations_of(tokens: int, width: int, depth: int) -> float:
     """Bytes of one bag's forward pass that wait for backward."""
-    return ACTIVATION_BYTES * tokens * width * depth
+    return float(ACTIVATION_BYTES * tokens * width * depth)
 
 
 def as_bytes(number: float) -> str:
