@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import torch
 from torch import distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -21,11 +20,11 @@ from foundation.encoder import Encoder, EncoderConfig
 from foundation.engines import Engine, make_accelerator
 from foundation.runstate import BackgroundWriter, publish_checkpoint
 from foundation.scaling import traffic_of
-from foundation.training import Draw, TrainingConfig, read_records, seeded, train
+from foundation.training import Draw, TrainingConfig, read_records, train
 from pretrain.config import CropConfig
-from pretrain.masking import MaskedBatch, mask_bags
+from pretrain.masking import MaskedBatch
 from pretrain.objectives.masked_autoencoding import Config, Objective
-from pretrain.samples import DrawnStudies, Ready, box_tokens
+from pretrain.samples import DrawnStudies, MaskedStudies, SeriesInMemory
 
 PROCESSES = 2
 CROP = CropConfig(voxels=48, spacing_mm=(3.0, 4.0), max_tokens=160, max_targets=64)
@@ -144,33 +143,19 @@ def _count_bytes(rank: int, port: int, folder: str) -> None:
 
 
 def _batch(seed: int) -> MaskedBatch:
-    studies = _Heads(2)
+    studies = MaskedStudies(_Heads(2), CROP)
     return studies.collate([studies[Draw(index, seed)] for index in range(2)])
 
 
-class _Heads:
-    """A few prepared synthetic heads in memory; a sample is a box of one, resampled to a spacing drawn anew."""
+class _Heads(DrawnStudies):
+    """A few synthetic heads, prepared once and kept: what is left of a sample is its box, at a spacing drawn anew."""
 
     def __init__(self, number: int):
-        source = DrawnStudies(StreamConfig(subjects=number, spacing_mm=4.0, contrasts=("T1w",)))
-        self.heads: list[tuple[Ready, ...]] = [source.ready(index, 0) for index in range(number)]
+        super().__init__(StreamConfig(subjects=number, spacing_mm=4.0, contrasts=("T1w",)))
+        self.heads = [super(_Heads, self).ready(index, 0) for index in range(number)]
 
-    def __len__(self) -> int:
-        return len(self.heads)
-
-    def __getitem__(self, draw: Draw):
-        return box_tokens(self.heads[draw.index], np.random.default_rng(draw.seed), CROP), draw.seed
-
-    def collate(self, samples: list) -> MaskedBatch:
-        bags, seeds = zip(*samples)
-        return mask_bags(
-            list(bags),
-            [seeded(seed) for seed in seeds],
-            max_tokens=CROP.max_tokens,
-            visible_fraction=CROP.visible_fraction,
-            max_targets=CROP.max_targets,
-            hide_series=0.0,
-        )
+    def ready(self, index: int, seed: int) -> tuple[SeriesInMemory, ...]:
+        return self.heads[index]
 
 
 # ------------------------------------------------------------------------------------------------ data
@@ -180,7 +165,14 @@ def _busy() -> Row:
     """The share of a pretraining step that does not wait for its batch, with one worker beside it."""
     config = TrainingConfig(steps=60, batch_size=8, warmup_steps=2, num_workers=1, log_every=5, checkpoint_every=1000)
     with TemporaryDirectory() as folder:
-        train(_objective("small"), _Heads(4), config, Path(folder), label="busy", on_start=lambda text: None)
+        train(
+            _objective("small"),
+            MaskedStudies(_Heads(4), CROP),
+            config,
+            Path(folder),
+            label="busy",
+            on_start=lambda text: None,
+        )
         records = read_records(Path(folder) / "metrics.jsonl")[2:]  # the first wait is for the worker to start
     busy = [1 - record["waiting_for_data"] for record in records]
     seconds = [config.batch_size / record["samples_per_s"] for record in records]

@@ -169,7 +169,9 @@ class Encoder(nn.Module):
     def flops(self, tokens: int) -> float:
         """Of one forward pass over a bag of that many tokens: embedding and blocks, a multiply-add counted as two."""
         config = self.config
-        embed = 2 * tokens * PATCH_VOXELS * config.width
+        embed = (
+            2 * tokens * config.width * (PATCH_VOXELS + config.width)
+        )  # the voxels, and the voxel size's second layer
         return embed + transformer_flops(tokens + config.num_registers, config.width, config.depth, config.mlp_ratio)
 
     def save(self, folder: Path, *, card: str, provenance: dict[str, Any]) -> None:

@@ -84,7 +84,7 @@ class Crew:
 
     def __init__(self, accelerator: Accelerator):
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
-        self._side = distributed.new_group(backend="gloo") if self.world > 1 else None
+        self._side: Any = distributed.new_group(backend="gloo") if self.world > 1 else None
 
     @property
     def is_main(self) -> bool:
@@ -117,9 +117,10 @@ class Crew:
             except InputError as error:
                 box[0] = error
         distributed.broadcast_object_list(box, 0, group=self._side)
-        if isinstance(box[0], InputError):
-            raise box[0]
-        return box[0]
+        made: Any = box[0]
+        if isinstance(made, InputError):
+            raise made
+        return made
 
     def state_from_main(self, read: Callable[[], RunState | None]) -> RunState | None:
         """A checkpoint that the main process read, on every process. Only its disk needs to hold it."""
@@ -329,10 +330,11 @@ class ShardedEngine(Engine):
 
     def _prepare(self, groups: ParameterGroups, optimizer: Callable[..., torch.optim.Optimizer]) -> None:
         from timm.models.eva import EvaBlock
+        from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
         self.module.to(self.device)
-        mesh = distributed.init_device_mesh(self.device.type, (self.world,))
+        mesh = init_device_mesh(self.device.type, (self.world,))
         again = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"
         for block in [module for module in self.module.modules() if isinstance(module, EvaBlock)]:
             fully_shard(block, mesh=mesh, reshard_after_forward=again)
@@ -344,8 +346,8 @@ class ShardedEngine(Engine):
         return nullcontext()
 
     def gradient_norm(self) -> float:
-        norm = nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
-        self._norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # pyright: ignore[reportCallIssue]
+        norm: Any = nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
+        self._norm = norm.full_tensor()
         return float(self._norm)
 
     def part(self, parameter: Tensor) -> Tensor:
@@ -439,7 +441,7 @@ class ZeroEngine(Engine):
         if self.name != "zero3":
             return part
         parts = part.new_empty(self.world * part.numel())  # the last one is padded
-        distributed.all_gather_into_tensor(parts, part.contiguous().flatten())
+        distributed.all_gather_single(parts, part.contiguous().flatten())
         return parts[: parameter.ds_numel].view(parameter.ds_shape)
 
     def cut(self, parameter: Any, whole: Tensor) -> Tensor:
@@ -543,7 +545,7 @@ class Average:
                 news.append(new)
             else:
                 self.parts[name].copy_(new)
-        torch._foreach_lerp_(floats, news, weight=weight)
+        torch._foreach_lerp_(floats, news, weight=weight)  # pyright: ignore[reportPrivateImportUsage]
 
     def wholes(self) -> Tensors:
         """All processes call it together."""

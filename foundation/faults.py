@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterable
 from enum import IntEnum
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -50,15 +51,14 @@ class BadSteps:
             return Trouble.LOSS
         if not math.isfinite(norm):
             return Trouble.GRADIENT
-        judges_spikes = self.spike_factor is not None and len(self.norms) >= NORMS_NEEDED
-        if judges_spikes and norm > self.spike_factor * median(self.norms):
-            return Trouble.SPIKE
+        if self.spike_factor is not None and len(self.norms) >= NORMS_NEEDED:
+            return Trouble.SPIKE if norm > self.spike_factor * median(self.norms) else Trouble.NONE
         return Trouble.NONE
 
     def accept(self, norm: float) -> None:
         self.norms = [*self.norms[1 - NORMS_KEPT :], norm]
 
-    def skip(self, step: int, trouble: Trouble, loss: float, norm: float, *, file: os.PathLike[str]) -> dict[str, Any]:
+    def skip(self, step: int, trouble: Trouble, loss: float, norm: float, *, file: Path) -> dict[str, Any]:
         """The ledger's new row; an `InputError` when the budget is spent."""
         row = {"step": step, "skipped": trouble.name.lower(), "loss": _finite(loss), "gradient_norm": _finite(norm)}
         self.ledger.append(row)

@@ -79,7 +79,7 @@ class Objective(nn.Module):
         config, width = self.encoder.config, self.narrow.out_features
         seen = config.num_registers + visible
         decode = transformer_flops(seen + targets, width, len(self.blocks), config.mlp_ratio)
-        ends = 2 * seen * config.width * width + 2 * targets * width * PATCH_VOXELS
+        ends = 2 * seen * config.width * width + 2 * targets * width * (width + PATCH_VOXELS)
         return 3 * (self.encoder.flops(visible) + decode + ends)
 
     def learning_rate_scale(self, name: str) -> float:
