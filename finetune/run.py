@@ -16,10 +16,11 @@ from finetune.samples import LabelledSamples, LabelledStudy, choose_rows, read_l
 from foundation.checkpoint import read_about
 from foundation.config import save_config
 from foundation.encoder import Encoder, EncoderConfig
+from foundation.engines import make_accelerator
 from foundation.errors import InputError
 from foundation.figures import plot_curves
 from foundation.reading.collection import read_manifest
-from foundation.training import TrainingResult, make_accelerator, software_versions, train
+from foundation.training import TrainingResult, software_versions, train
 from heads.base import Scope, TaskConfig, TaskModel, load_task, save_task
 
 
@@ -40,7 +41,7 @@ def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None
     torch.manual_seed(config.training.seed)
     model = make_model(config)
     apply_recipe(model, config)
-    accelerator = make_accelerator(config.training.precision)
+    accelerator = make_accelerator()
     main = accelerator.is_main_process
     if main:
         # Figures of an earlier run must not be taken for this one's if it is interrupted.

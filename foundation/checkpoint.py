@@ -1,14 +1,12 @@
-"""Two different things on disk: a *model folder* for people and a *training checkpoint* for resuming.
+"""A *model folder*, for people: config.json + model.safetensors + card.md. It loads strictly.
 
-A model folder is config.json + model.safetensors + card.md and loads strictly. A training checkpoint is a folder published
-atomically with a manifest of hashes; the newest good one loads, and an old one is deleted only after the new one is in place.
+What a run needs to continue is another thing, a *training checkpoint* (`foundation/runstate.py`).
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
@@ -122,30 +120,3 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-# ----------------------------------------------------------------------------------------------- training checkpoints
-
-
-def publish_checkpoint(folder: Path, step: int, write: Callable[[Path], None], *, keep: int = 2) -> Path:
-    """Let `write` fill a folder, seal it with hashes, rename it into place, and only then delete what is too old."""
-    path = folder / f"step_{step:08d}"
-    with write_folder_aside(path) as aside:
-        write(aside)
-        hashes = {str(file.relative_to(aside)): sha256(file) for file in sorted(aside.rglob("*")) if file.is_file()}
-        (aside / "manifest.json").write_text(json.dumps({"step": step, "sha256": hashes}, indent=2))
-    for old in sorted(folder.glob("step_*"))[:-keep]:
-        shutil.rmtree(old)
-    return path
-
-
-def newest_good_checkpoint(folder: Path) -> tuple[int, Path] | None:
-    """The latest checkpoint whose files are all there and unchanged; damaged ones are passed over."""
-    for path in sorted(folder.glob("step_*"), reverse=True):
-        try:
-            manifest = json.loads((path / "manifest.json").read_text())
-            if all(sha256(path / name) == wanted for name, wanted in manifest["sha256"].items()):
-                return int(manifest["step"]), path
-        except (OSError, ValueError, KeyError):
-            continue
-    return None

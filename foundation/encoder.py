@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from foundation.checkpoint import load_model_folder, save_model_folder
 from foundation.config import Config
+from foundation.meters import transformer_flops
 from foundation.study import ACQUISITION_SIZE, CONTRASTS
 from foundation.tokens import PATCH_VOXELS, Tokens
 
@@ -164,6 +165,14 @@ class Encoder(nn.Module):
             x = block(x, rope=rotation, attn_mask=mask)
         x = self.norm(x)
         return Features(tokens=x[:, num_registers:], registers=x[:, :num_registers])
+
+    def flops(self, tokens: int) -> float:
+        """Of one forward pass over a bag of that many tokens: embedding and blocks, a multiply-add counted as two."""
+        config = self.config
+        embed = (
+            2 * tokens * config.width * (PATCH_VOXELS + config.width)
+        )  # the voxels, and the voxel size's second layer
+        return embed + transformer_flops(tokens + config.num_registers, config.width, config.depth, config.mlp_ratio)
 
     def save(self, folder: Path, *, card: str, provenance: dict[str, Any]) -> None:
         """Write the model folder: config.json, model.safetensors, card.md."""

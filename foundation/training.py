@@ -1,8 +1,10 @@
-"""The one training loop, on accelerate. It knows one verb: an objective takes a batch and returns a dict with `loss`.
+"""The one training loop. It knows one verb: an objective takes a batch and returns a dict with `loss`.
 
 What a step sees is a pure function of (seed, step): the order of samples and the random draws inside each sample do not
 depend on the number of processes or on where the run was stopped, and dropout is seeded anew at each step and process. A
 checkpoint therefore stores integers and tensors, no iterators and no random states.
+
+What runs the step is in `engines`, what can go wrong in `faults`, what a run leaves to continue from in `runstate`.
 """
 
 from __future__ import annotations
@@ -10,10 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -21,31 +23,50 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
+from accelerate import Accelerator
 from pydantic import Field
 from timm.scheduler.cosine_lr import CosineLRScheduler
-from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from foundation.checkpoint import newest_good_checkpoint, publish_checkpoint
 from foundation.config import Config
+from foundation.engines import (
+    Average,
+    Crew,
+    Engine,
+    EngineName,
+    check_engine,
+    engine_class,
+    make_accelerator,
+    preferred_attention,
+    put_tensors,
+    running_engine,
+)
 from foundation.errors import InputError
+from foundation.faults import BadSteps, Feed, Interruption, Trouble, Watchdog, prepare_worker, worker_trouble
 from foundation.files import write_aside
+from foundation.meters import Meter, SaysWork, Work, matmul_rate, timed
+from foundation.runstate import BackgroundWriter, RunState, newest_good_checkpoint, sweep
+from foundation.scaling import as_bytes, memory_of, traffic_of
 
 Precision = Literal["auto", "fp32", "bf16"]
+Tracker = Literal["tensorboard", "wandb", "trackio"]
 Record = dict[str, Any]  # one row of metrics.jsonl: step, loss, learning_rate, seconds and what the objective says
-IDENTITY = "identity.json"
 
 
 class TrainingConfig(Config):
-    """`batch_size` counts samples over all processes; one epoch passes over every sample once."""
+    """`batch_size` counts samples over all processes; one epoch passes over every sample once.
+
+    A step's samples go through the model in `accumulate` parts. `engine` and `processes` are what must be running: the
+    launcher decides, and a run that is not what its config says is refused. A step whose loss or gradient is not finite, or
+    whose gradient is `spike_factor` times its running median, is left out; after `skip_budget` of them the run ends. Nothing
+    is waited for longer than `hang_timeout_s`. `compile` compiles each transformer block.
+    """
 
     steps: Annotated[int, Field(ge=1)] = 200
     batch_size: Annotated[int, Field(ge=1)] = 8
+    accumulate: Annotated[int, Field(ge=1)] = 1
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-6
     warmup_steps: int = 20
@@ -54,10 +75,24 @@ class TrainingConfig(Config):
     clip_norm: float = 1.0
     ema_decay: float | None = None
     precision: Precision = "auto"
+    compile: bool = False
+    engine: Literal["any", "single", "ddp", "zero1", "zero2", "zero3", "fsdp2"] = "any"
+    processes: int | None = None
     seed: int = 0
     num_workers: int = 0
     checkpoint_every: Annotated[int, Field(ge=1)] = 500
     log_every: Annotated[int, Field(ge=1)] = 10
+    trackers: tuple[Tracker, ...] = ()
+    skip_budget: Annotated[int, Field(ge=0)] = 10
+    spike_factor: float | None = 20.0
+    hang_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+
+
+# What a run may change when it continues: how long, how often it reports and saves, and on what it runs.
+FREE = {
+    "steps", "checkpoint_every", "log_every", "trackers", "num_workers", "accumulate", "compile", "engine", "processes",
+    "skip_budget", "spike_factor", "hang_timeout_s",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,26 +112,43 @@ class Samples(Protocol):
     def collate(self, samples: list[Any]) -> Any: ...
 
 
+class Gauge(Protocol):
+    """Something other than the loss that is measured on the way. All processes call `measure` together, with what they train."""
+
+    every: int
+
+    def measure(self, objective: nn.Module) -> dict[str, float]: ...
+
+
 class SampleOrder:
     """The draws of each step for one process: a slice of the global batch, which is a pure function of (seed, step)."""
 
     def __init__(self, num_samples: int, config: TrainingConfig, *, start: int, rank: int, world_size: int):
-        if config.batch_size % world_size:
+        if config.batch_size % (world_size * config.accumulate):
+            parts = f"{world_size} processes" + (f" in {config.accumulate} parts" if config.accumulate > 1 else "")
             raise InputError(
                 "the global batch divides over the processes",
-                got=f"batch_size {config.batch_size} over {world_size}",
-                remedy=f"Set training.batch_size to a multiple of {world_size}.",
+                got=f"batch_size {config.batch_size} over {parts}",
+                remedy=f"Set training.batch_size to a multiple of {world_size * config.accumulate}.",
             )
         self.num_samples, self.config, self.start = num_samples, config, start
         self.rank, self.per_process = rank, config.batch_size // world_size
 
     def __len__(self) -> int:
-        return self.config.steps - self.start
+        return (self.config.steps - self.start) * self.config.accumulate
 
     def __iter__(self) -> Iterator[list[Draw]]:
+        """One list for each part of each step."""
         for step in range(self.start, self.config.steps):
-            first = step * self.config.batch_size + self.rank * self.per_process
-            yield [self.draw(position) for position in range(first, first + self.per_process)]
+            draws = self.step(step)
+            size = self.per_process // self.config.accumulate
+            for first in range(0, self.per_process, size):
+                yield draws[first : first + size]
+
+    def step(self, step: int) -> list[Draw]:
+        """This process's draws after `step` steps."""
+        first = step * self.config.batch_size + self.rank * self.per_process
+        return [self.draw(position) for position in range(first, first + self.per_process)]
 
     def draw(self, position: int) -> Draw:
         """The sample at a position of the endless sequence of shuffled epochs."""
@@ -137,14 +189,6 @@ def resolve_precision(wanted: Precision) -> Literal["no", "bf16"]:
     return "bf16" if fast else "no"
 
 
-def make_accelerator(precision: Precision) -> Accelerator:
-    if not torch.cuda.is_available():
-        PartialState(cpu=True)  # else every rank of a CPU launch believes that it is alone (accelerate 1.15)
-    # accelerate keeps the first precision of a process for ever; several runs in one process may differ in it.
-    AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=resolve_precision(precision))
-
-
 def software_versions() -> dict[str, str]:
     names = ("larmor", "torch", "timm", "peft", "monai", "accelerate", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
@@ -152,11 +196,20 @@ def software_versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """Where a finished run left its records, and how long it trained; `objective` carries the averaged weights if any."""
+    """Where a finished run left its records, and how long it trained; `objective` carries the averaged weights if any.
+
+    Under an engine that cuts weights apart, `objective` carries them on the main process.
+    """
 
     folder: Path
     records: list[Record]
     seconds: float
+
+    @property
+    def last_loss(self) -> float:
+        """Of the last step that was logged and not skipped."""
+        losses = [record["loss"] for record in self.records if record.get("loss") is not None]
+        return losses[-1] if losses else float("nan")
 
 
 def train(
@@ -168,101 +221,174 @@ def train(
     label: str,
     accelerator: Accelerator | None = None,
     on_start: Callable[[str], None] = print,
+    rehearse: bool = False,
+    gauge: Gauge | None = None,
 ) -> TrainingResult:
     """Train `objective` in place, continuing from the newest good checkpoint in `folder` if there is one.
 
-    Writes `metrics.jsonl` (one row every `log_every` steps) and checkpoints. Ctrl-C or SIGTERM finishes the step, saves a
-    checkpoint and exits; the same command continues. A loss or gradient that is not finite stops the run before it touches a
-    weight. A folder that holds checkpoints of other settings is refused.
+    Writes `metrics.jsonl` (one row every `log_every` steps) and checkpoints. Ctrl-C or SIGTERM, to any process, finishes the
+    step, saves a checkpoint and exits; the same command continues. A folder that holds checkpoints of other settings is
+    refused. `rehearse` does everything up to the first update, on a real batch, says what it found and writes nothing.
+    `gauge` adds figures to the records, at intervals of its own.
     """
-    accelerator = accelerator or make_accelerator(config.precision)
-    main = accelerator.is_main_process
-    parameters = _parameter_groups(objective, config)
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=config.betas, fused=True)
-    ema = ModelEmaV3(objective, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        plugin = accelerator.state.deepspeed_plugin
-        assert plugin is not None
-        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.batch_size // accelerator.num_processes
-    model, optimizer = accelerator.prepare(objective, optimizer)
-    if ema is not None:
-        ema.to(accelerator.device)
-        accelerator.register_for_checkpointing(ema)
+    accelerator = accelerator or make_accelerator()
+    name = what_runs(accelerator, config)
+    crew = Crew(accelerator)
+    say = on_start if crew.is_main else _silence
+    order = SampleOrder(len(dataset), config, start=0, rank=crew.rank, world_size=crew.world)
+
+    identity = _identity(objective, config, label)
+    state = crew.state_from_main(lambda: _read_state(folder, identity, say, tidy=not rehearse))
+    if state is not None:
+        put_tensors(objective, state.weights)
+    start = order.start = 0 if state is None else state.step
+    engine = engine_class(name)(
+        accelerator,
+        name,
+        objective,
+        groups=lambda module: _parameter_groups(module, config),
+        bf16=resolve_precision(config.precision) == "bf16",
+        clip_norm=config.clip_norm,
+        per_process=order.per_process,
+        accumulate=config.accumulate,
+        optimizer=lambda groups: torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True),
+        compile_blocks=config.compile,
+    )
+    if state is not None:
+        engine.set_moments(state)
+    average = None if config.ema_decay is None else Average(engine, config.ema_decay, state and state.average)
+    bad_steps = BadSteps(
+        budget=config.skip_budget,
+        spike_factor=config.spike_factor,
+        ledger=state.ledger if state else [],
+        norms=state.norms if state else [],
+    )
+    del state
     schedule = CosineLRScheduler(
-        _inner(optimizer),
+        engine.torch_optimizer,
         t_initial=max(1, config.steps),
         lr_min=config.final_learning_rate,
         warmup_t=config.warmup_steps,
         warmup_lr_init=config.final_learning_rate,
         t_in_epochs=False,
     )
-    identity = _identity(objective, config, label)
-    start, records = _resume(accelerator, folder, identity)
-    spent = records[-1]["seconds"] if records else 0.0
-    order = SampleOrder(
-        len(dataset), config, start=start, rank=accelerator.process_index, world_size=accelerator.num_processes
+    log = _Log(folder, accelerator, config, label=label, start=start, is_main=crew.is_main and not rehearse)
+    peak_flops = None
+    if isinstance(objective, SaysWork) and start < config.steps:
+        peak_flops = matmul_rate(str(engine.device), engine.bf16, torch.get_num_threads())
+    meter = Meter(world=crew.world, peak_flops=peak_flops)
+    trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    memory = memory_of(
+        name,
+        crew.world,
+        weights=sum(p.numel() for p in objective.parameters()),
+        trained=trained,
+        averaged=average is not None,
     )
-    loader = DataLoader(
-        _AsDataset(dataset),
-        batch_sampler=order,
-        num_workers=config.num_workers,
-        collate_fn=dataset.collate,
-        pin_memory=accelerator.device.type == "cuda",
-        persistent_workers=config.num_workers > 0,
-    )
-    if main:
-        trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
-        on_start(
-            f"{label}: {_engine(accelerator)} on {accelerator.num_processes} x {accelerator.device.type}, "
-            f"{accelerator.mixed_precision if accelerator.mixed_precision != 'no' else 'fp32'}, "
-            f"{trained / 1e6:.2f} M trained weights, {len(dataset)} samples, steps {start} to {config.steps}"
+
+    with ExitStack() as stack:
+        interruption = stack.enter_context(Interruption())
+        batches = timed(stack.enter_context(Feed(_loader(dataset, order, config, engine.device))), meter)
+        attention = stack.enter_context(preferred_attention(engine.device))
+        say(
+            f"{label}: {name} on {crew.world} x {engine.device.type}, {'bf16' if engine.bf16 else 'fp32'}, "
+            f"attention {attention}, {trained / 1e6:.2f} M trained weights, {len(dataset)} samples, "
+            f"steps {start} to {config.steps}"
         )
-    began, step = time.perf_counter(), start
-    model.train()
-    with (
-        _Interruption() as interruption,
-        progress(total=config.steps, initial=start, label=label, unit="step", enabled=main) as bar,
-    ):
-        for step, batch in enumerate(loader, start=start + 1):
-            torch.manual_seed(fold(config.seed, step, accelerator.process_index))
-            schedule.step_update(step)
-            with accelerator.autocast():
-                losses = model(batch.to(accelerator.device))
-            loss = losses["loss"]
-            _check_finite("loss", loss, step, folder)
-            accelerator.backward(loss)
-            norm = accelerator.clip_grad_norm_(objective.parameters(), config.clip_norm)
-            if norm is not None:  # DeepSpeed clips inside its own step and reports none here
-                _check_finite("gradient", torch.as_tensor(norm), step, folder)
-            optimizer.step()
-            optimizer.zero_grad()
-            if ema is not None:
-                ema.update(accelerator.unwrap_model(model), step=step)
-            last = step == config.steps
-            if step % config.log_every == 0 or last:
-                record = {name: float(value) for name, value in accelerator.reduce(_detached(losses), "mean").items()}
-                record |= {"step": step, "learning_rate": optimizer.param_groups[0]["lr"]}
-                record |= {} if norm is None else {"gradient_norm": float(norm)}
-                record["seconds"] = spent + time.perf_counter() - began
-                records.append(record)
-                bar.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
-                if main:
-                    _append_record(folder, record)
-            bar.update()
-            if step % config.checkpoint_every == 0 or last or interruption.wanted:
-                _save(accelerator, folder, step, identity)
-            if interruption.wanted and not last:
-                if main:
-                    on_start(f"Stopped at step {step}; the same command continues from {folder}.")
-                raise SystemExit(130)
-    if ema is not None:
-        accelerator.unwrap_model(model).load_state_dict(ema.module.state_dict())
-    return TrainingResult(folder, records, spent + time.perf_counter() - began)
+        say(
+            f"{label}: each process keeps {memory}, and sends {as_bytes(traffic_of(name, crew.world, trained=trained))} a step"
+        )
+        writer = stack.enter_context(BackgroundWriter(folder / "checkpoints"))
+        watchdog = stack.enter_context(Watchdog(label=label, timeout_s=config.hang_timeout_s))
+        bar = stack.enter_context(
+            progress(total=config.steps, initial=start, label=label, unit="step", enabled=crew.is_main)
+        )
+        engine.model.train()
+        step = start
+        try:
+            for step in range(start + 1, config.steps + 1):
+                losses: dict[str, Tensor] = {}
+                for part in range(config.accumulate):
+                    watchdog.beat(step, "reading data")
+                    batch = next(batches)
+                    if isinstance(batch, InputError):
+                        raise batch
+                    watchdog.beat(step, "computing")
+                    if part == 0:
+                        torch.manual_seed(fold(config.seed, step, crew.rank))
+                        schedule.step_update(step)
+                    work = _work(objective, batch)
+                    if work is not None and (step, part) == (start + 1, 0):
+                        say(f"{label}: about {work.times(config.accumulate * crew.world)} a step")
+                    meter.count(order.per_process // config.accumulate, work)
+                    for key, value in engine.learn(batch, last=part == config.accumulate - 1).items():
+                        losses[key] = losses[key] + value if key in losses else value
+
+                loss, norm = float(losses["loss"]), engine.gradient_norm()
+                if rehearse:
+                    engine.discard()
+                    say(f"{label}: loss {loss:.4g}, gradient norm {norm:.4g}, {meter.seconds:.2f} s for the first step")
+                    return TrainingResult(folder, [], log.seconds)
+                worst, stop = crew.agree(bad_steps.judge(loss, norm), interruption.wanted)
+                trouble, last = Trouble(worst), step == config.steps
+                if trouble:
+                    engine.discard()
+                    row = bad_steps.skip(step, trouble, loss, norm, file=folder)
+                    log.add(row, engine.torch_optimizer)
+                    say(
+                        f"{label}: step {step} skipped ({row['skipped']}), {len(bad_steps.ledger)} of {config.skip_budget}"
+                    )
+                else:
+                    engine.step()
+                    bad_steps.accept(norm)
+                    if average is not None:
+                        average.update(step)
+                is_gauged = gauge is not None and (step % gauge.every == 0 or last)
+                if not trouble and (step % config.log_every == 0 or last or is_gauged):
+                    record = {**crew.mean(losses), "step": step, "gradient_norm": norm, **meter.reading()}
+                    if gauge is not None and is_gauged:
+                        watchdog.beat(step, "measuring")
+                        record |= gauge.measure(engine.module)
+                    log.add(record, engine.torch_optimizer)
+                    bar.set_postfix(_postfix(record), refresh=False)
+                bar.update()
+                writer.check()
+                if step % config.checkpoint_every == 0 or last or stop:
+                    _save(engine, writer, step, identity, bad_steps, average)
+                if stop and not last:
+                    writer.join()
+                    say(f"Stopped at step {step}; the same command continues from {folder}.")
+                    raise SystemExit(130)
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            reads = f"samples {', '.join(str(draw.index) for draw in order.step(step - 1)[:8])}"
+            worker = (step - start - 1) * config.accumulate % max(1, config.num_workers)
+            named = worker_trouble(error, step=step, worker=worker, reads=reads, timeout_s=config.hang_timeout_s)
+            raise named or error from None
+    engine.finish(None if average is None else average.wholes())
+    log.close()
+    return TrainingResult(folder, log.records, log.seconds)
 
 
-def _engine(accelerator: Accelerator) -> str:
-    kind = accelerator.distributed_type
-    return "one process" if kind == DistributedType.NO else kind.value.lower().replace("_", " ")
+def what_runs(accelerator: Accelerator, config: TrainingConfig) -> EngineName:
+    """The engine that runs, which is the one that the config asks for."""
+    name = running_engine(accelerator)
+    check_engine(name, accelerator.num_processes, wanted=config.engine, wanted_processes=config.processes)
+    return name
+
+
+def _silence(text: str) -> None:
+    """What processes other than the main one say."""
+
+
+def _postfix(record: Record) -> dict[str, str]:
+    said = {"loss": f"{record['loss']:.3f}", "samples/s": f"{record['samples_per_s']:.3g}"}
+    if "flop_utilisation" in record:
+        said["of machine"] = f"{record['flop_utilisation']:.0%}"
+    return said | {"waiting": f"{record['waiting_for_data']:.0%}"}
+
+
+def _work(objective: nn.Module, batch: Any) -> Work | None:
+    return objective.work(batch) if isinstance(objective, SaysWork) else None
 
 
 def _parameter_groups(objective: nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:
@@ -279,78 +405,112 @@ def _parameter_groups(objective: nn.Module, config: TrainingConfig) -> list[dict
     ]
 
 
-def _detached(losses: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().float() for name, value in losses.items()}
-
-
-def _inner(optimizer: Any) -> torch.optim.Optimizer:
-    """timm's schedules insist on a torch optimizer; the wrappers of accelerate and DeepSpeed hold one and share its groups."""
-    while not type(optimizer).__module__.startswith("torch.optim"):
-        optimizer = optimizer.optimizer
-    return optimizer
-
-
-def _check_finite(what: str, value: Tensor, step: int, folder: Path) -> None:
-    if not torch.isfinite(value).all():
-        raise InputError(
-            f"the {what} stays finite",
-            got=f"{value.item()} at step {step}",
-            remedy="Lower training.learning_rate or set training.precision=fp32; the last checkpoint is intact.",
-            file=folder,
-        )
+# ------------------------------------------------------------------------------------------------ stop and continue
 
 
 def _identity(objective: nn.Module, config: TrainingConfig, label: str) -> dict[str, str]:
-    """What a checkpoint may not differ in: what is trained, and every setting but how long and how often to save."""
-    free = {"steps", "checkpoint_every", "log_every", "num_workers"}
-    settings = {f"training.{name}": repr(value) for name, value in config if name not in free}
+    """What a checkpoint may not differ in: what is trained, and every setting that is not free."""
+    settings = {f"training.{name}": repr(value) for name, value in config if name not in FREE}
     shapes = str([(name, tuple(p.shape), p.requires_grad) for name, p in objective.named_parameters()])
     return {"label": label, **settings, "weights": hashlib.sha256(shapes.encode()).hexdigest()[:16]}
 
 
-def _save(accelerator: Accelerator, folder: Path, step: int, identity: dict[str, str]) -> None:
-    """All ranks write into one folder aside; the main process publishes it once every rank has finished."""
-    aside = folder / "checkpoints" / ".writing"
-    accelerator.save_state(str(aside))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        for random_state in aside.glob("random_states_*.pkl"):  # nothing here depends on it
-            random_state.unlink()
-        (aside / IDENTITY).write_text(json.dumps(identity))
-        publish_checkpoint(folder / "checkpoints", step, lambda target: _move_content(aside, target))
-    accelerator.wait_for_everyone()
+def _read_state(folder: Path, identity: dict[str, str], say: Callable[[str], None], *, tidy: bool) -> RunState | None:
+    """The newest good checkpoint, if there is any and it belongs to this run."""
+    checkpoints = folder / "checkpoints"
+    if tidy:
+        sweep(checkpoints)
+    found = newest_good_checkpoint(checkpoints, say=say)
+    if found is None:
+        return None
+    state = RunState.read(found[1])
+    for name, value in identity.items():
+        if state.identity.get(name) != value:
+            raise InputError(
+                f"a run continues with the {name} it began with",
+                got=f"{value} instead of {state.identity.get(name)}",
+                remedy="Name another folder, or remove this one.",
+                file=folder,
+            )
+    return state
 
 
-def _move_content(source: Path, target: Path) -> None:
-    for entry in source.iterdir():
-        entry.rename(target / entry.name)
-    source.rmdir()
+def _save(
+    engine: Engine,
+    writer: BackgroundWriter,
+    step: int,
+    identity: dict[str, str],
+    bad_steps: BadSteps,
+    average: Average | None,
+) -> None:
+    """Copy the run's state to the main process's memory; the writer takes it from there while training goes on."""
+    writer.join()  # the copy goes where the last one lay
+    state = engine.snapshot(step)
+    if average is not None:
+        engine.keep_average(state, average.parts)
+    if state is not None:
+        state.identity, state.ledger, state.norms = identity, list(bad_steps.ledger), list(bad_steps.norms)
+        writer.save(state)
 
 
-def _resume(accelerator: Accelerator, folder: Path, identity: dict[str, str]) -> tuple[int, list[Record]]:
-    """Load the newest good checkpoint; return its step and the records up to it. Later records are dropped: they will recur."""
-    found = newest_good_checkpoint(folder / "checkpoints")
-    step = 0
-    if found is not None:
-        step, path = found
-        earlier = json.loads((path / IDENTITY).read_text())
-        for name, value in identity.items():
-            if earlier.get(name) != value:
-                raise InputError(
-                    f"a run continues with the {name} it began with",
-                    got=f"{value} instead of {earlier.get(name)}",
-                    remedy="Name another folder, or remove this one.",
-                    file=folder,
-                )
-        accelerator.load_state(str(path))
-    metrics = folder / "metrics.jsonl"
-    records = read_records(metrics) if metrics.exists() else []
-    kept = [record for record in records if record["step"] <= step]
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process and metrics.exists():  # also mends a last line cut short by a crash
-        with write_aside(metrics) as aside:
-            aside.write_text("".join(json.dumps(record) + "\n" for record in kept))
-    return step, kept
+# ------------------------------------------------------------------------------------------------ records
+
+
+class _Log:
+    """metrics.jsonl, and the trackers that the config names. Records later than the checkpoint are dropped: they will recur."""
+
+    def __init__(
+        self, folder: Path, accelerator: Accelerator, config: TrainingConfig, *, label: str, start: int, is_main: bool
+    ):
+        self.path, self.is_main = folder / "metrics.jsonl", is_main
+        there = read_records(self.path) if is_main and self.path.exists() else []
+        self.records = [record for record in there if record["step"] <= start]
+        if is_main and self.path.exists():  # also mends a last line cut short by a crash
+            with write_aside(self.path) as aside:
+                aside.write_text("".join(json.dumps(record) + "\n" for record in self.records))
+        self._spent = self.records[-1]["seconds"] if self.records else 0.0
+        self._began = time.perf_counter()
+        self._accelerator = accelerator if config.trackers and is_main else None
+        if self._accelerator is not None:
+            _open_trackers(self._accelerator, config, folder, label)
+
+    @property
+    def seconds(self) -> float:
+        return self._spent + time.perf_counter() - self._began
+
+    def add(self, record: Record, optimizer: torch.optim.Optimizer) -> None:
+        record |= {"learning_rate": optimizer.param_groups[0]["lr"], "seconds": self.seconds}
+        self.records.append(record)
+        if self.is_main:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        if self._accelerator is not None:
+            numbers = {key: value for key, value in record.items() if isinstance(value, float)}
+            self._accelerator.log(numbers, step=record["step"])
+
+    def close(self) -> None:
+        if self._accelerator is not None:
+            self._accelerator.end_training()
+
+
+def _open_trackers(accelerator: Accelerator, config: TrainingConfig, folder: Path, label: str) -> None:
+    from accelerate.tracking import filter_trackers
+
+    accelerator.project_configuration.set_directories(str(folder))
+    try:
+        accelerator.log_with = filter_trackers(list(config.trackers), str(folder))
+        missing = set(config.trackers) - {getattr(one, "value", str(one)) for one in accelerator.log_with}
+    except ImportError as error:
+        missing = {error.name or str(error)}
+    if missing:
+        raise InputError(
+            "training.trackers are installed",
+            got=", ".join(sorted(missing)),
+            remedy="Install them beside Larmor, or take them out: metrics.jsonl is written anyway.",
+        )
+    settings = {name: value for name, value in config if isinstance(value, (int, float, str))}
+    accelerator.init_trackers(label.replace(" ", "-"), config=settings)
 
 
 def read_records(path: Path) -> list[Record]:
@@ -364,20 +524,44 @@ def read_records(path: Path) -> list[Record]:
     return records
 
 
-def _append_record(folder: Path, record: Record) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(record) + "\n")
+# ------------------------------------------------------------------------------------------------ data
+
+
+def _loader(dataset: Samples, order: SampleOrder, config: TrainingConfig, device: torch.device) -> DataLoader:
+    return DataLoader(
+        _AsDataset(dataset),
+        batch_sampler=order,
+        num_workers=config.num_workers,
+        collate_fn=_Collate(dataset),
+        pin_memory=device.type == "cuda",
+        worker_init_fn=prepare_worker,
+        timeout=config.hang_timeout_s if config.num_workers else 0,
+    )
 
 
 class _AsDataset(Dataset):
-    """torch's DataLoader wants its own class; ours only promise what `Samples` says."""
+    """torch's DataLoader wants its own class; ours only promise what `Samples` says.
+
+    What is wrong with a file travels as a value: as an exception torch would take it apart and lose its kind.
+    """
 
     def __init__(self, samples: Samples):
         self.samples = samples
 
     def __getitem__(self, index: Draw) -> Any:
-        return self.samples[index]
+        try:
+            return self.samples[index]
+        except InputError as error:
+            return error
+
+
+class _Collate:
+    def __init__(self, samples: Samples):
+        self.samples = samples
+
+    def __call__(self, samples: list[Any]) -> Any:
+        wrong = next((sample for sample in samples if isinstance(sample, InputError)), None)
+        return self.samples.collate(samples) if wrong is None else wrong
 
 
 def progress(*, total: int | None, label: str, unit: str, initial: int = 0, enabled: bool = True) -> tqdm:
@@ -392,26 +576,3 @@ def progress(*, total: int | None, label: str, unit: str, initial: int = 0, enab
         dynamic_ncols=True,
         mininterval=20 if quiet else 0.3,
     )
-
-
-class _Interruption:
-    """Turns Ctrl-C and SIGTERM into a wish that the loop grants after the step; a second one is not held back."""
-
-    wanted = False
-
-    def __enter__(self) -> _Interruption:
-        self._previous = {}
-        for kind in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._previous[kind] = signal.signal(kind, self._ask)
-            except ValueError:  # not the main thread (the page, a test runner): signals are not ours there
-                break
-        return self
-
-    def _ask(self, kind: int, frame: Any) -> None:
-        self.wanted = True
-        signal.signal(kind, self._previous[kind])
-
-    def __exit__(self, *error: object) -> None:
-        for kind, previous in self._previous.items():
-            signal.signal(kind, previous)

@@ -1,6 +1,8 @@
 """Pretrain an encoder on the studies of a manifest or a store.
 
     accelerate launch -m pretrain configs/pretrain/tiny.yaml manifest=collection/manifest.jsonl training.steps=2000
+    accelerate launch -m pretrain --dry-run configs/pretrain/base.yaml      everything but the training; writes nothing
+    python -m pretrain --plan configs/pretrain/base.yaml                    what each size costs under each engine
 
 Writes into `folder`: the resolved config, metrics.jsonl, checkpoints, the model folder `model/`, what else the objective has
 learnt, a loss curve and the objective's pictures. The same command continues a run that was stopped.
@@ -16,44 +18,84 @@ import torch
 
 from foundation.config import load_config, save_config
 from foundation.encoder import Encoder
+from foundation.engines import make_accelerator
 from foundation.errors import InputError
 from foundation.figures import plot_curves
+from foundation.files import check_writable
 from foundation.quarantine import describe
 from foundation.reading.collection import read_manifest
 from foundation.store.reader import Store
-from foundation.training import TrainingResult, make_accelerator, software_versions, train
+from foundation.training import TrainingResult, software_versions, train, what_runs
 from pretrain.config import PretrainConfig
 from pretrain.damage import Damage, Mended
 from pretrain.objectives import objective_module
+from pretrain.objectives.base import Objective
+from pretrain.probe import Probe
 from pretrain.samples import DrawnStudies, FiledStudies, StoredStudies, Studies
 
-USAGE = "usage: accelerate launch -m pretrain CONFIG.yaml [key=value ...]"
+USAGE = "usage: accelerate launch -m pretrain [--dry-run | --plan] CONFIG.yaml [key=value ...]"
 
 
 def main(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"{__doc__}\n{USAGE}")
         return 0 if arguments else 2
+    flags = {argument for argument in arguments if argument.startswith("--")}
+    if flags - {"--dry-run", "--plan"}:
+        print(USAGE, file=sys.stderr)
+        return 2
+    rest = [argument for argument in arguments if argument not in flags]
     try:
-        pretrain(load_config(PretrainConfig, arguments[0], arguments[1:]))
+        config = load_config(PretrainConfig, rest[0] if rest else None, rest[1:])
+        if "--plan" in flags:
+            from pretrain.plan import plan
+
+            print("\n".join(plan(config)))
+        elif "--dry-run" in flags:
+            rehearse(config)
+        else:
+            pretrain(config)
     except InputError as error:
         print(f"pretrain: {error}", file=sys.stderr)
         return 2
     return 0
 
 
+def rehearse(config: PretrainConfig) -> None:
+    """Everything but the training: data, model, engine, one real batch forward and backward, a folder that can be written."""
+    accelerator = make_accelerator()
+    what_runs(accelerator, config.training)
+    if accelerator.is_main_process:
+        print(f"pretrain: {check_writable(config.folder)}")
+    objective = make_objective(config)
+    dataset = objective.make_samples(studies_of(config), config.crop)
+    train(objective, dataset, config.training, config.folder, label="pretrain", accelerator=accelerator, rehearse=True)
+    if accelerator.is_main_process:
+        print("pretrain: ready; nothing was trained and no weights were written")
+    accelerator.wait_for_everyone()
+
+
+def make_objective(config: PretrainConfig) -> Objective:
+    """Encoder and objective with their first weights."""
+    torch.manual_seed(config.training.seed)
+    return objective_module(config.objective.kind).Objective(Encoder(config.encoder), config.objective)
+
+
 def pretrain(config: PretrainConfig) -> Path:
     """Run one pretraining; return the model folder."""
+    accelerator = make_accelerator()
+    what_runs(accelerator, config.training)  # before anything is written or read
     studies = studies_of(config)
     damage = Damage(config.folder / "damaged.jsonl", config.bad_files)
-    torch.manual_seed(config.training.seed)
-    encoder = Encoder(config.encoder)
-    objective = objective_module(config.objective.kind).Objective(encoder, config.objective)
+    objective = make_objective(config)
+    encoder = objective.encoder
     dataset = Mended(objective.make_samples(studies, config.crop), damage, studies.name)
-    accelerator = make_accelerator(config.training.precision)
+    probe = None if config.probe is None else Probe(config.probe)
     if accelerator.is_main_process:
         save_config(config, config.folder / "config.yaml")
-    result = train(objective, dataset, config.training, config.folder, label="pretrain", accelerator=accelerator)
+    result = train(
+        objective, dataset, config.training, config.folder, label="pretrain", accelerator=accelerator, gauge=probe
+    )
     model_folder = config.folder / "model"
     if accelerator.is_main_process:
         provenance = {
@@ -66,6 +108,10 @@ def pretrain(config: PretrainConfig) -> Path:
         objective.to("cpu").eval()
         beside = objective.save_beside(config.folder, provenance=provenance)
         pictures = objective.save_pictures(config.folder, dataset.first_readable(config.training.seed))
+        if probe is not None:
+            figures = sorted({name for record in result.records for name in record if name.startswith("probe/")})
+            plot_curves(config.folder / "probe.png", result.records, figures)
+            pictures.append(config.folder / "probe.png")
         for path in (model_folder, *beside, config.folder / "metrics.jsonl", config.folder / "loss.png", *pictures):
             print(f"wrote {path}")
         _print_left_out(studies, damage)
@@ -110,11 +156,10 @@ def _source(config: PretrainConfig) -> str:
 
 
 def _card(config: PretrainConfig, num_studies: int, result: TrainingResult) -> str:
-    loss = result.records[-1]["loss"]
     return (
         f"# Larmor encoder ({config.size})\n\n"
         f"Pretrained by {config.objective.kind.replace('_', ' ')} on {num_studies} studies of {_source(config)} for "
-        f"{config.training.steps} steps of {config.training.batch_size} boxes; last loss {loss:.3f}, "
+        f"{config.training.steps} steps of {config.training.batch_size} boxes; last loss {result.last_loss:.3f}, "
         f"{result.seconds:.0f} s in the last session.\n\n"
         "It has no head: it says nothing of a patient by itself. Not a medical device.\n"
     )

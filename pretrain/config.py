@@ -13,6 +13,7 @@ from foundation.encoder import EncoderConfig, Size
 from foundation.quarantine import SHARE
 from foundation.training import TrainingConfig
 from pretrain.objectives import ObjectiveConfig, parse_objective
+from pretrain.probe import ProbeConfig
 
 
 class CropConfig(Config):
@@ -36,7 +37,7 @@ class PretrainConfig(Config):
     """Studies come from a `manifest`, from a `store` that was prepared from one, or are drawn from a synthetic `cohort` as they
     are needed; one of the three is given.
 
-    `splits` names the rows of the manifest that are used; None takes every row. Up to the share `bad_files` of the studies may turn
+    `probe` measures on the way, on a small labelled collection, what frozen features know. `splits` names the rows of the manifest that are used; None takes every row. Up to the share `bad_files` of the studies may turn
     out to be unreadable during the run.
     """
 
@@ -53,6 +54,7 @@ class PretrainConfig(Config):
     )
     crop: CropConfig = CropConfig()
     training: TrainingConfig = TrainingConfig()
+    probe: ProbeConfig | None = None
 
     @field_validator("objective", mode="before")
     @classmethod

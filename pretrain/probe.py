@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from foundation.config import Config
 from foundation.encoder import Encoder
@@ -55,7 +55,7 @@ class Probe:
     """Reads its studies once; `measure` takes seconds."""
 
     def __init__(self, config: ProbeConfig):
-        self.config = config
+        self.config, self.every = config, config.every
         collection = read_manifest(config.manifest)
         rows = collection.split(config.split)[: config.max_studies]
         if len(rows) < 4:
@@ -112,8 +112,10 @@ class Probe:
         return ProbeCase(bag, None if target is None else int(target), labels)  # pyright: ignore[reportArgumentType]
 
     @torch.no_grad()
-    def measure(self, encoder: Encoder) -> dict[str, float]:
-        """Figures by name, each `probe/...`."""
+    def measure(self, objective: nn.Module) -> dict[str, float]:
+        """Figures by name, each `probe/...`, of an objective's encoder, which stays as it is."""
+        encoder = objective.encoder
+        assert isinstance(encoder, Encoder)
         was_training = encoder.training
         encoder.eval()
         device = next(encoder.parameters()).device

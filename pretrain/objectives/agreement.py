@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from foundation.encoder import Encoder
+from foundation.meters import Work
 from foundation.registry import KindConfig
 from foundation.tokens import Tokens
 from foundation.training import Draw, Samples, fold, seeded
@@ -73,6 +74,11 @@ class Objective(base.Objective):
         """One unit vector per study, always in float32."""
         registers = self.encoder(view).registers.mean(dim=1)
         return nn.functional.normalize(self.project(registers).float(), dim=1)
+
+    def work(self, batch: Views) -> Work:
+        seen = [(len(view.is_real), len(view)) for view in (batch.one, batch.other)]
+        flops = sum(3 * studies * self.encoder.flops(tokens) for studies, tokens in seen)
+        return Work(sum(studies * tokens for studies, tokens in seen), flops)
 
     def make_samples(self, studies: Studies, crop: CropConfig) -> Samples:
         return TwoViews(studies, crop, self.config)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from foundation.encoder import Encoder, OriginEmbedding, PatientRotation, make_blocks
 from foundation.figures import plot_reconstruction
+from foundation.meters import Work, transformer_flops
 from foundation.registry import KindConfig
 from foundation.tokens import PATCH, PATCH_VOXELS, Tokens, from_patches
 from foundation.training import Draw, Samples, seeded
@@ -118,6 +119,19 @@ class Objective(base.Objective):
         panels = {"measured": plane((bag, bag.patches)), "visible": plane(seen)}
         plot_reconstruction(path, [*panels.items(), ("reconstructed", plane(seen, (targets, made)))])
         return [path]
+
+    def work(self, batch: MaskedBatch) -> Work:
+        studies, seen, wanted = len(batch.visible.is_real), len(batch.visible), len(batch.targets)
+        return Work(studies * (seen + wanted), studies * self.operations(seen, wanted))
+
+    def operations(self, visible: int, targets: int) -> float:
+        """Of one sample, forward and backward, which costs twice as much: `visible` tokens are encoded and, narrow, decoded
+        beside the `targets`."""
+        config, width = self.encoder.config, self.narrow.out_features
+        seen = config.num_registers + visible
+        decode = transformer_flops(seen + targets, width, len(self.blocks), config.mlp_ratio)
+        ends = 2 * seen * config.width * width + 2 * targets * width * (width + PATCH_VOXELS)
+        return 3 * (self.encoder.flops(visible) + decode + ends)
 
 
 class MaskedStudies:

@@ -1,4 +1,4 @@
-"""Model folders load exactly or not at all; training checkpoints survive whatever happens to the newest one."""
+"""Model folders load exactly or not at all."""
 
 import json
 import shutil
@@ -8,7 +8,6 @@ import pytest
 import safetensors.torch
 import torch
 
-from foundation.checkpoint import newest_good_checkpoint, publish_checkpoint
 from foundation.encoder import Encoder, EncoderConfig
 from foundation.errors import InputError
 from foundation.files import sha256
@@ -99,34 +98,3 @@ def test_saving_again_replaces_the_folder_whole(folder: Path) -> None:
     Encoder(CONFIG).save(folder, card="# another\n", provenance={})
     assert sha256(folder / "model.safetensors") != before
     assert [path.name for path in folder.parent.iterdir()] == ["model"], "nothing aside is left"
-
-
-def write_number(number: int):
-    return lambda aside: (aside / "state.bin").write_bytes(bytes([number]) * 100)
-
-
-def test_the_newest_checkpoint_whose_hashes_hold_is_found(tmp_path: Path) -> None:
-    for step in (1, 2, 3):
-        publish_checkpoint(tmp_path, step, write_number(step), keep=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000002", "step_00000003"]
-    found = newest_good_checkpoint(tmp_path)
-    assert found is not None and found[0] == 3
-    (tmp_path / "step_00000003" / "state.bin").write_bytes(b"half")
-    found = newest_good_checkpoint(tmp_path)
-    assert found is not None and found[0] == 2
-    (tmp_path / "step_00000002" / "manifest.json").unlink()
-    assert newest_good_checkpoint(tmp_path) is None
-
-
-def test_a_crash_while_writing_leaves_the_old_checkpoint(tmp_path: Path) -> None:
-    publish_checkpoint(tmp_path, 1, write_number(1))
-
-    def crash(aside: Path) -> None:
-        (aside / "state.bin").write_bytes(b"half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        publish_checkpoint(tmp_path, 2, crash)
-    found = newest_good_checkpoint(tmp_path)
-    assert found is not None and found[0] == 1
-    assert len(list(tmp_path.iterdir())) == 1

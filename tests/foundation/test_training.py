@@ -24,6 +24,7 @@ CONFIG = TrainingConfig(
     precision="fp32",
     checkpoint_every=5,
     log_every=1,
+    skip_budget=0,
 )
 
 
@@ -109,10 +110,12 @@ def test_a_crash_continues_from_the_last_checkpoint_and_drops_later_records(tmp_
 def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path: Path) -> None:
     whole = run(tmp_path)
     newest = sorted((tmp_path / "checkpoints").glob("step_*"))[-1]
-    weights = next(newest.glob("*.safetensors"))
+    weights = newest / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    again = run(tmp_path)
+    again, said = Regression(), []
+    train(again, Line(), CONFIG, tmp_path, label="test", on_start=said.append)
     assert again.calls == 5
+    assert "step_00000020 is damaged (weights.safetensors is not what was written)" in said[0]
     for ours, theirs in zip(again.state_dict().values(), whole.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
 

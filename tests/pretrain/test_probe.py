@@ -8,6 +8,7 @@ import torch
 
 from foundation.encoder import Encoder, EncoderConfig
 from foundation.errors import InputError
+from pretrain.objectives.masked_autoencoding import Config, Objective
 from pretrain.probe import Probe, ProbeConfig, cross_validated_auroc, effective_rank, linear_dice
 
 
@@ -41,13 +42,14 @@ def test_linear_dice_is_one_for_features_that_hold_the_labels_and_low_for_noise(
 def test_a_probe_of_an_encoder_leaves_it_as_it_was(make_collection):
     config = ProbeConfig(manifest=make_collection(12), spacing_mm=(4.0, 4.0, 4.0), target="large", structures=(1,))
     torch.manual_seed(0)
-    encoder = Encoder(EncoderConfig(width=64, depth=2)).train()
+    objective = Objective(Encoder(EncoderConfig(width=64, depth=2)), Config()).train()
+    encoder = objective.encoder
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-    figures = Probe(config).measure(encoder)
+    figures = Probe(config).measure(objective)
     assert set(figures) == {"probe/rank_studies", "probe/rank_tokens", "probe/auroc", "probe/dice"}
     assert 0 <= figures["probe/auroc"] <= 1 and 0 <= figures["probe/dice"] <= 1 and figures["probe/rank_tokens"] > 1
     assert encoder.training and all(torch.equal(before[name], now) for name, now in encoder.state_dict().items())
-    assert Probe(config).measure(encoder) == figures
+    assert Probe(config).measure(objective) == figures
 
 
 @pytest.mark.parametrize(

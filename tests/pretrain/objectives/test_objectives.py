@@ -6,16 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from foundation.cohort.materials import STRUCTURES
 from foundation.config import load_config, parse_config
 from foundation.encoder import Encoder, EncoderConfig
 from foundation.errors import InputError
 from foundation.reading.collection import read_manifest
 from foundation.tokens import Tokens
-from foundation.training import Draw
+from foundation.training import Draw, read_records
+from heads.base import load_task
 from pretrain.__main__ import pretrain
 from pretrain.config import CropConfig, PretrainConfig
 from pretrain.masking import MaskedBatch
 from pretrain.objectives import objective_kinds, objective_module, parse_objective
+from pretrain.objectives.agreement import Views
 from pretrain.objectives.base import Objective
 from pretrain.objectives.masked_autoencoding import FLAT_VARIANCE
 from pretrain.samples import FiledStudies
@@ -199,6 +202,77 @@ def test_pretraining_draws_patients_without_files(tmp_path: Path) -> None:
     folder = pretrain(parse_config(PretrainConfig, values))
     assert "synthetic cohort" in (folder / "card.md").read_text()
     assert Encoder.load(folder).config.width == 192
+
+
+def test_a_mixture_stops_and_goes_on_and_leaves_a_start_for_segmentation(make_collection, tmp_path: Path) -> None:
+    """The encoder that its terms share is saved once; the dense path opens as a task; the probe's figures are in the records."""
+    manifest = make_collection(12)
+    values = {
+        "manifest": str(manifest),
+        "splits": None,
+        "folder": str(tmp_path / "run"),
+        "objective": SETTINGS["mixture"],
+        "crop": CROP.model_dump(),
+        "probe": {"manifest": str(manifest), "spacing_mm": [4.0] * 3, "target": "large", "structures": [1], "every": 2},
+        "training": {"steps": 2, "batch_size": 2, "warmup_steps": 1, "ema_decay": 0.9, "checkpoint_every": 2},
+    }
+    pretrain(parse_config(PretrainConfig, values))
+    folder = pretrain(parse_config(PretrainConfig, values | {"training": values["training"] | {"steps": 4}}))
+    model, task, _ = load_task(tmp_path / "run" / "dense")
+    encoder = Encoder.load(folder)
+    assert all(torch.equal(one, other) for one, other in zip(encoder.parameters(), model.encoder.parameters()))
+    assert len(task.head.structures) == len(STRUCTURES)
+    records = read_records(tmp_path / "run" / "metrics.jsonl")
+    assert [record["step"] for record in records if "probe/dice" in record] == [2, 4]
+    assert {"masked_autoencoding/loss", "agreement/recognised", "free_truth/maps"} <= set(records[-1])
+    for name in ("structures.png", "reconstruction.png", "probe.png"):
+        assert (tmp_path / "run" / name).stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"terms": [{"kind": "agreement"}, {"kind": "agreement"}]}, "different kinds"),
+        ({"terms": []}, "different kinds"),
+        ({"terms": [{"kind": "agreement"}], "weights": {"agrement": 1.0}}, "Did you mean 'agreement'"),
+    ],
+)
+def test_a_mixture_that_cannot_be_is_refused(settings, words) -> None:
+    with pytest.raises(InputError, match=words):
+        parse_objective({"kind": "mixture", **settings})
+
+
+def test_agreement_is_lost_when_the_views_are_of_others(studies: FiledStudies) -> None:
+    """What was learnt is to tell studies apart: with the other views in another order it is worse than chance."""
+    objective = make("agreement")
+    batch = batch_of(objective, studies)
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)
+    for _ in range(25):
+        objective(batch)["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        right = objective(batch)["loss"]
+        others = Views(batch.one, _only(batch.other, torch.tensor([1, 2, 3, 0])))
+        assert objective(others)["loss"] > right + 1
+
+
+def test_free_truth_is_where_the_head_is(studies: FiledStudies) -> None:
+    """Labels, maps and voxels of a box lie on one another: fluid is dark in T1w and has the longest T1, air has none."""
+    settings = FREE_TRUTH | {"voxels": 48, "spacing_mm": [4.0, 4.0], "cohort": SMALL_COHORT | {"contrasts": ["T1w"]}}
+    config = parse_objective(settings)
+    sample = objective_module("free_truth").TruthStudies(config, make("free_truth").head)[Draw(0, 3)]
+    assert sample.study.labels is not None
+    names = list(STRUCTURES)
+    fluid, white, air = (
+        sample.study.labels == (0 if n is None else 1 + names.index(n))
+        for n in ("lateral ventricle", "cerebral white matter", None)
+    )
+    voxels = sample.study.voxels[0]
+    assert voxels[fluid].mean() < voxels[white].mean() > voxels[air].mean()
+    t1 = sample.maps[0].exp() * 1000
+    assert 3000 < t1[fluid & sample.is_tissue].median() < 5500 and 500 < t1[white & sample.is_tissue].median() < 1200
+    assert (sample.is_tissue[air]).float().mean() < 0.1 and sample.is_tissue[white].float().mean() > 0.95
 
 
 def test_pretraining_has_exactly_one_source() -> None:
