@@ -112,6 +112,7 @@ class Samples(Protocol):
     def collate(self, samples: list[Any]) -> Any: ...
 
 
+@runtime_checkable
 class Gauge(Protocol):
     """Something other than the loss that is measured on the way. All processes call `measure` together, with what they train."""
 

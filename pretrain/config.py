@@ -37,8 +37,8 @@ class PretrainConfig(Config):
     """Studies come from a `manifest`, from a `store` that was prepared from one, or are drawn from a synthetic `cohort` as they
     are needed; one of the three is given.
 
-    `probe` measures on the way, on a small labelled collection, what frozen features know. `splits` names the rows of the manifest that are used; None takes every row. Up to the share `bad_files` of the studies may turn
-    out to be unreadable during the run.
+    `splits` names the rows of the manifest that are used; None takes every row. Up to the share `bad_files` of the studies may
+    turn out to be unreadable during the run. `probe` measures on the way what frozen features know of a small labelled collection.
     """
 
     manifest: Path | None = None
