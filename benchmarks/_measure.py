@@ -31,31 +31,35 @@ class Quartiles(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; `target` is the least ratio, or the most seconds where there is nothing to compare with."""
+    """One line of the table; `target` is the least ratio, or the most `unit`s where there is nothing to compare with.
+
+    A ratio is theirs over ours, of seconds or of whatever else is better when there is less of it.
+    """
 
     name: str
-    ours_s: Quartiles
-    theirs_s: Quartiles | None
+    ours: Quartiles
+    theirs: Quartiles | None
     ratio: Quartiles | None
     target: float | None
     facts: dict[str, Any]
+    unit: str = "s"
 
     @property
     def holds(self) -> bool | None:
         """Whether three quarters of the measurements reach the target; None where there is none."""
         if self.target is None:
             return None
-        return self.ratio.low >= self.target if self.ratio else self.ours_s.high <= self.target
+        return self.ratio.low >= self.target if self.ratio else self.ours.high <= self.target
 
     def cells(self) -> tuple[str, ...]:
         """Name, ours, theirs, ratio with its quartiles, target, verdict."""
-        sign, unit = (">=", "x") if self.ratio else ("<=", " s")
+        sign, unit = (">=", "x") if self.ratio else ("<=", f" {self.unit}")
         return (
             self.name,
-            f"{self.ours_s.median:.3f} s",
-            f"{self.theirs_s.median:.3f} s" if self.theirs_s else "",
+            f"{self.ours.median:.3f} {self.unit}",
+            f"{self.theirs.median:.3f} {self.unit}" if self.theirs else "",
             f"{self.ratio.median:.2f}x ({self.ratio.low:.2f} to {self.ratio.high:.2f})" if self.ratio else "",
-            f"{sign} {self.target:g}{unit}" if self.target else "",
+            f"{sign} {self.target:.3g}{unit}" if self.target else "",
             {None: "", True: "holds", False: "missed"}[self.holds],
         )
 
@@ -76,6 +80,12 @@ def alone(name: str, ours: Work, *, target: float) -> Row:
     """How many seconds `ours` takes."""
     seconds = [_seconds(ours) for _ in range(WARM_UPS + PAIRS)][WARM_UPS:]
     return Row(name, Quartiles.of(seconds), None, None, target, {})
+
+
+def compare_sizes(name: str, *, ours: int, theirs: int, target: float | None = None, **facts: Any) -> Row:
+    """How many times smaller `ours` is than `theirs`, in bytes."""
+    mine, other = (Quartiles.of([number / 1e6]) for number in (ours, theirs))
+    return Row(name, mine, other, Quartiles.of([theirs / ours]), target, facts, unit="MB")
 
 
 def _seconds(work: Work) -> float:

@@ -186,8 +186,12 @@ class Intensity:
         clipped = np.clip(inside, low, high)
         return cls(low, high, float(clipped.mean()), max(float(clipped.std()), 1e-6 * max(abs(high), 1e-30)))
 
-    def apply(self, voxels: np.ndarray) -> np.ndarray:
-        return ((np.clip(voxels, self.low, self.high) - self.mean) / self.std).astype(np.float32)
+    def apply(self, voxels: np.ndarray, *, in_place: bool = False) -> np.ndarray:
+        """float32. New memory for every step took longer than the arithmetic; `in_place` takes none at all."""
+        values = np.clip(voxels, self.low, self.high, out=voxels if in_place else None)
+        values -= self.mean
+        values /= self.std
+        return values.astype(np.float32, copy=False)
 
 
 class Box(NamedTuple):

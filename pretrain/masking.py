@@ -37,11 +37,12 @@ def mask_bags(
     visible_fraction: float,
     max_targets: int,
     hide_series: float,
-    removed: Sequence[Bool[Tensor, "tokens voxels"] | None] = (),
+    removed: Sequence[Tensor | None] = (),
 ) -> MaskedBatch:
     """Split each bag at random by its own generator. With probability `hide_series` one whole series of a bag is never visible.
 
-    The counts K and M are the same for all bags: the shortest bag (or `max_tokens`) sets them. `removed` goes with the bags.
+    The counts K and M are the same for all bags: the shortest bag (or `max_tokens`) sets them. `removed` is `(tokens, voxels)` of
+    each bag.
     """
     shortest = min(min(len(bag) for bag in bags), max_tokens)
     assert shortest >= 2, "a bag of fewer than two tokens cannot be masked"

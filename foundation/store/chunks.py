@@ -1,23 +1,24 @@
 """One volume as bytes: int16 voxels in small compressed chunks, each with a checksum, so that a box reads little.
 
-    record = table, then chunk by chunk (C order) the compressed voxels and the compressed flags
+    record = CRC-32 of the table, the table, then chunk by chunk (C order) the compressed voxels and the compressed flags
     table  = four little-endian uint32 per chunk: size and CRC-32 of its voxels, size and CRC-32 of its flags
 
-Flags say of every voxel whether it is body, and whether it was removed with the face. They compress to almost nothing, and
-because they have chunks of their own, asking whether a voxel is body decompresses no voxels.
+Flags say of every voxel whether it is body, and whether it was removed with the face. They have chunks of their own, so that asking
+whether a voxel is body decompresses no voxels. Most chunks lie within the body or in the air: where all flags of a chunk are the
+same, the size is 0 and the value stands in place of the CRC.
 """
 
 from __future__ import annotations
 
+import math
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, NamedTuple
 
 import blosc2
 import numpy as np
-from jaxtyping import Int16, UInt8
+from jaxtyping import Int16, Shaped, UInt8
 
 from foundation.errors import InputError
 from foundation.preprocess import Intensity
@@ -25,18 +26,15 @@ from foundation.preprocess import Intensity
 BODY, REMOVED = 1, 2  # bits of a voxel's flags
 LOWEST, HIGHEST = -(2**15), 2**15 - 1
 SPIKE_STD = 64.0
-TABLE_TYPE = np.dtype("<u4")
+WORD = np.dtype("<u4")
 Index = tuple[int, int, int]
 
 # One thread: blosc2's own pool does not survive a fork, and the cores have volumes of their own to work on. Of real heads, zstd
-# after shuffled bits kept 0.52 bytes a voxel, after shuffled bytes 0.72; chunks of 48 or 64 voxels were no smaller.
+# after shuffled bits kept 0.52 bytes a voxel, after shuffled bytes 0.72; chunks of 48 or 64 voxels were no smaller. Flags are
+# smallest with shuffled bits too, but twice as fast without, and small either way.
 ONE_THREAD: dict[str, Any] = {"nthreads": 1}
-CODEC: dict[str, Any] = {
-    "codec": blosc2.Codec.ZSTD,
-    "filters": [blosc2.Filter.BITSHUFFLE],
-    "filters_meta": [0],
-    **ONE_THREAD,
-}
+CODEC: dict[str, Any] = {"codec": blosc2.Codec.ZSTD, "filters_meta": [0], **ONE_THREAD}
+FILTERS = {1: [blosc2.Filter.NOFILTER], 2: [blosc2.Filter.BITSHUFFLE]}  # by bytes per value
 
 
 def damaged(got: object) -> InputError:
@@ -98,7 +96,11 @@ def _on_steps(voxels: np.ndarray, slope: float, intercept: float) -> Quantised |
 
 def dequantise(stored: np.ndarray, scale: float, offset: float) -> np.ndarray:
     """float32, rounded as float32: the one way stored numbers become intensities, so that errors are measured with it."""
-    values = stored.astype(np.float32)
+    return rescale(stored.astype(np.float32), scale, offset)
+
+
+def rescale(values: np.ndarray, scale: float, offset: float) -> np.ndarray:
+    """The same of stored numbers that are float32 already, in place."""
     if scale != 1.0:
         values *= np.float32(scale)
     if offset != 0.0:
@@ -119,13 +121,20 @@ class Compression(NamedTuple):
 def encode(voxels: Int16[np.ndarray, "x y z"], flags: UInt8[np.ndarray, "x y z"], compression: Compression) -> bytes:
     """The record of one volume."""
     table, payload = [], []
-    x, y, z = voxels.shape
-    for _, box in _cells((0, 0, 0), (x, y, z), (x, y, z), compression.chunk_voxels):
-        for array in (voxels, flags):
-            compressed = _compress(np.ascontiguousarray(array[box]), compression.level)
+    axes = [_pieces(0, n, n, compression.chunk_voxels) for n in voxels.shape]
+    for box in product(*([piece.into for piece in pieces] for pieces in axes)):
+        compressed = _compress(np.ascontiguousarray(voxels[box]), compression.level)
+        table += [len(compressed), zlib.crc32(compressed)]
+        payload.append(compressed)
+        first = flags[box][0, 0, 0]
+        if (flags[box] == first).all():
+            table += [0, int(first)]
+        else:
+            compressed = _compress(np.ascontiguousarray(flags[box]), compression.level)
             table += [len(compressed), zlib.crc32(compressed)]
             payload.append(compressed)
-    return np.asarray(table, TABLE_TYPE).tobytes() + b"".join(payload)
+    head = np.asarray(table, WORD).tobytes()
+    return b"".join([np.asarray(zlib.crc32(head), WORD).tobytes(), head, *payload])
 
 
 class Record:
@@ -133,58 +142,71 @@ class Record:
 
     def __init__(self, content: memoryview, shape: Index, chunk_voxels: int):
         self.content, self.shape, self.edge = content, shape, chunk_voxels
-        num_chunks = int(np.prod([-(-n // chunk_voxels) for n in shape]))
-        head = num_chunks * 4 * TABLE_TYPE.itemsize
-        if len(content) < head:
-            raise damaged(f"{len(content)} bytes, less than the table of {num_chunks} chunks")
-        table = np.frombuffer(content[:head], TABLE_TYPE).reshape(num_chunks, 2, 2)
+        num_chunks = math.prod(-(-n // chunk_voxels) for n in shape)
+        start, end = WORD.itemsize, WORD.itemsize * (1 + 4 * num_chunks)
+        if len(content) < end or zlib.crc32(content[start:end]) != int.from_bytes(content[:start], "little"):
+            raise damaged("another checksum of a table")
+        table = np.frombuffer(content[start:end], WORD).reshape(num_chunks, 2, 2)
         sizes = table[..., 0].astype(np.int64)
-        if head + int(sizes.sum()) != len(content):
-            raise damaged(f"{len(content)} bytes where its table promises {head + int(sizes.sum())}")
-        ends = head + np.cumsum(sizes.ravel()).reshape(sizes.shape)
-        self._starts, self._ends, self._crc = ends - sizes, ends, table[..., 1]
+        self._ends = end + np.cumsum(sizes.ravel()).reshape(sizes.shape)
+        if self._ends[-1, -1] != len(content):
+            raise damaged(f"{len(content)} bytes where its table promises {self._ends[-1, -1]}")
+        self._sizes, self._marks = sizes, table[..., 1]
 
-    def voxels(self, first: Index, last: Index) -> Int16[np.ndarray, "x y z"]:
-        """The stored numbers of the box from `first` up to, without, `last`."""
-        return self._read(0, np.dtype("<i2"), first, last)
+    def voxels(self, first: Index, last: Index, kind: type[np.generic] = np.int16) -> Shaped[np.ndarray, "x y z"]:
+        """The stored numbers of the box from `first` up to, without, `last`; as another `kind` of number at no extra cost."""
+        return self._read(0, np.dtype("<i2"), np.dtype(kind), first, last)
 
     def flags(self, first: Index, last: Index) -> UInt8[np.ndarray, "x y z"]:
-        return self._read(1, np.dtype("u1"), first, last)
+        return self._read(1, np.dtype("u1"), np.dtype("u1"), first, last)
 
-    def _read(self, part: int, dtype: np.dtype, first: Index, last: Index) -> np.ndarray:
-        box = np.empty([b - a for a, b in zip(first, last)], dtype)
-        for number, cell in _cells(first, last, self.shape, self.edge):
-            extent = [slot.stop - slot.start for slot in cell]
+    def _read(self, part: int, dtype: np.dtype, kind: np.dtype, first: Index, last: Index) -> np.ndarray:
+        assert all(0 <= a < b <= n for a, b, n in zip(first, last, self.shape)), (first, last, self.shape)
+        _, num_y, num_z = (-(-n // self.edge) for n in self.shape)
+        along_x, along_y, along_z = (_pieces(a, b, n, self.edge) for a, b, n in zip(first, last, self.shape))
+        box = np.empty([b - a for a, b in zip(first, last)], kind)
+        for x, y, z in product(along_x, along_y, along_z):
+            number = (x.number * num_y + y.number) * num_z + z.number
+            into = box[x.into, y.into, z.into]
+            if part == 1 and self._sizes[number, part] == 0:
+                into[...] = self._marks[number, part]
+                continue
             chunk = np.frombuffer(self._chunk(number, part), dtype)
-            if chunk.size != extent[0] * extent[1] * extent[2]:
-                raise damaged(f"{chunk.size} values in chunk {number}, which has {extent}")
-            into, out_of = [], []
-            for slot, a, b in zip(cell, first, last):
-                low, high = max(slot.start, a), min(slot.stop, b)
-                into.append(slice(low - a, high - a))
-                out_of.append(slice(low - slot.start, high - slot.start))
-            box[tuple(into)] = chunk.reshape(extent)[tuple(out_of)]
+            if chunk.size != x.length * y.length * z.length:
+                raise damaged(f"{chunk.size} values in chunk {number}, which has {x.length} x {y.length} x {z.length}")
+            into[...] = chunk.reshape(x.length, y.length, z.length)[x.out_of, y.out_of, z.out_of]
         return box
 
     def _chunk(self, number: int, part: int) -> bytes:
-        compressed = self.content[self._starts[number, part] : self._ends[number, part]]
-        if zlib.crc32(compressed) != self._crc[number, part]:
+        end = int(self._ends[number, part])
+        compressed = self.content[end - int(self._sizes[number, part]) : end]
+        if zlib.crc32(compressed) != self._marks[number, part]:
             raise damaged(f"another checksum of chunk {number}")
         return decompress(compressed)
 
 
-def _cells(first: Index, last: Index, shape: Index, edge: int) -> Iterator[tuple[int, tuple[slice, slice, slice]]]:
-    """Number and place of the chunks that a box touches; those at the far end are as small as what is left."""
-    assert all(0 <= a < b <= n for a, b, n in zip(first, last, shape)), (first, last, shape)
-    num_y, num_z = -(-shape[1] // edge), -(-shape[2] // edge)
-    for x, y, z in product(*(range(a // edge, -(-b // edge)) for a, b in zip(first, last))):
-        starts = (x * edge, y * edge, z * edge)
-        i, j, k = (slice(start, min(start + edge, n)) for start, n in zip(starts, shape))
-        yield (x * num_y + y) * num_z + z, (i, j, k)
+class _Piece(NamedTuple):
+    """What a box has of one chunk, along one axis: the chunk's place and length, and which of its voxels go where."""
+
+    number: int
+    length: int
+    into: slice
+    out_of: slice
+
+
+def _pieces(first: int, last: int, num_voxels: int, edge: int) -> list[_Piece]:
+    """The chunks that a range of voxels touches; the one at the far end is as short as what is left."""
+    pieces = []
+    for number in range(first // edge, -(-last // edge)):
+        start, stop = number * edge, min((number + 1) * edge, num_voxels)
+        low, high = max(start, first), min(stop, last)
+        pieces.append(_Piece(number, stop - start, slice(low - first, high - first), slice(low - start, high - start)))
+    return pieces
 
 
 def _compress(array: np.ndarray, level: int) -> bytes:
-    options = {"typesize": array.itemsize, "clevel": level, **CODEC}
+    size = array.itemsize
+    options = {"typesize": size, "clevel": level, "filters": FILTERS[size], **CODEC}
     return blosc2.compress2(array, **options)  # pyright: ignore[reportReturnType]
 
 

@@ -29,7 +29,6 @@ def prepare_command(
     shard_mib: float | None = None,
 ) -> int:
     """0 when all is well, 1 when a verification found damage."""
-    processes = (os.cpu_count() or 1) if processes is None else processes
     if verify:
         return _verify(_one_path(paths, "larmor prepare --verify STORE"), processes)
     given = {
@@ -86,10 +85,10 @@ def _finish(folder: Path) -> None:
     print(f"wrote {folder}\nwrote {folder / 'store.png'}")
 
 
-def _verify(folder: Path, processes: int) -> int:
+def _verify(folder: Path, processes: int | None) -> int:
     from foundation.store.reader import DAMAGED, verify
 
-    number, bad = verify(folder, processes)
+    number, bad = verify(folder, (os.cpu_count() or 1) if processes is None else processes)
     if not bad:
         print(f"{folder}: all of {number} series are as they were written")
         return 0

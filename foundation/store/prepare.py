@@ -158,7 +158,8 @@ def _local_file(source: Source) -> Iterator[Path]:
 def _fetch(source: Source) -> bytes:
     import fsspec
 
-    assert source.address is not None, source
+    if source.address is None:
+        raise InputError("a row holds a volume", got="none", remedy="Leave the row out.")
     try:
         with fsspec.open(source.address, "rb") as file:
             return file.read()  # pyright: ignore[reportAttributeAccessIssue]

@@ -135,11 +135,7 @@ class HuggingFaceSources:
             raise self._unreadable(error) from error
 
     def _source(self, row: dict[str, Any], place: int) -> Source:
-        value = row[self.column]
-        if not isinstance(value, dict) or not (value.get("bytes") or value.get("path")):
-            got = f"{type(value).__name__} in row {place}"
-            remedy = "Name a column of NIfTI files."
-            raise InputError(f"column '{self.column}' holds NIfTI files", got=got, remedy=remedy, file=self.name)
+        value = row[self.column] or {}  # a row without a volume is a bad file like others, found when it is prepared
         path, content = value.get("path"), value.get("bytes")
         local = path.split("::")[-1] if path else ""  # 'gzip://t1.nii::/data/t1.nii.gz' is how datasets says .nii.gz
         file = Path(local) if not content and local and Path(local).is_file() else None
@@ -154,11 +150,11 @@ class HuggingFaceSources:
             name=local or f"row {place}",
             file=file,
             content=content,
-            address=None if content or file else local,
+            address=None if content or file else local or None,
             contrast=str(row.get("contrast") or "unknown"),  # one that is not ours is the reader's to refuse
         )
 
     def _unreadable(self, error: Exception) -> InputError:
         got = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        remedy = "Check name, split and network; a local one is a folder that datasets wrote or can load."
+        remedy = "Check name, column, split and network; a local one is a folder that datasets wrote or can load."
         return InputError("a Hugging Face data set can be loaded", got=got, remedy=remedy, file=self.name)

@@ -54,6 +54,7 @@ def write_store(
     """Write one machine's share of a store, or what is missing of it. `processes` None uses every core."""
     from foundation.training import progress  # brings timm and accelerate: seconds that a worker need not spend
 
+    processes = (os.cpu_count() or 1) if processes is None else processes
     if not 0 <= budget <= 1:
         raise InputError("a budget is a share of the files, 0 to 1", got=budget, remedy="For example 0.01.")
     settings = StoreSettings(**config.model_dump(), collection=sources.identity, machines=share.of)
@@ -69,7 +70,7 @@ def write_store(
 
         def results() -> Iterator[Prepared | BadFile]:
             missing = islice(sources.series(share), done.num_done, None)
-            for result in in_order(PrepareSeries(config), missing, processes or os.cpu_count() or 1):
+            for result in in_order(PrepareSeries(config), missing, processes):
                 bar.update()
                 if isinstance(result, BadFile):
                     bad.append(result)

@@ -131,10 +131,23 @@ def test_flags_of_a_body_cost_next_to_nothing() -> None:
     assert with_body - len(encode(voxels, np.zeros_like(flags), Compression(32, 5))) < 0.02 * with_body
 
 
+def test_a_chunk_of_one_flag_is_no_more_than_its_place_in_the_table(monkeypatch) -> None:
+    flags = np.zeros((48, 32, 32), np.uint8)
+    flags[16:] = BODY
+    flags[40:, 3] = BODY | chunks.REMOVED
+    voxels = np.zeros(flags.shape, np.int16)
+    record = Record(memoryview(encode(voxels, flags, Compression(16, 5))), (48, 32, 32), 16)
+    seen: list[int] = []
+    decompress = chunks.decompress
+    monkeypatch.setattr(chunks, "decompress", lambda part: seen.append(len(part)) or decompress(part))
+    assert np.array_equal(record.flags((0, 0, 0), (48, 32, 32)), flags)
+    assert len(seen) == 2, "only the chunks that hold two kinds"
+
+
 def test_every_damaged_byte_is_noticed(rng) -> None:
     voxels, flags, _ = recorded((20, 20, 20))
     content = encode(voxels, flags, Compression(16, 1))
-    for place in [*range(0, 8 * 4 * 4, 3), *rng.integers(0, len(content), 100)]:
+    for place in [*range(0, 4 + 8 * 4 * 4, 3), *rng.integers(0, len(content), 100)]:
         broken = bytearray(content)
         broken[place] ^= 1 << int(rng.integers(8))
         with pytest.raises(InputError, match="those that were written"):

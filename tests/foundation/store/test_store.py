@@ -135,7 +135,9 @@ def test_a_box_is_a_piece_of_the_whole_and_few_chunks_are_read(head, tmp_path: P
     box = tuple(slice(a, b) for a, b in zip(first, last))
     for got, all_of_it in zip(piece, whole):
         assert np.array_equal(got, all_of_it[box])
-    assert len(seen) == 2 * 1 * 1 * 2, "voxels and flags of the two chunks that the box touches"
+    assert 2 <= len(seen) <= 4, (
+        "voxels of the two chunks that the box touches, and flags where they are not all the same"
+    )
 
 
 def test_voxels_are_drawn_from_the_body_evenly_and_without_reading_it_all(head, tmp_path: Path, monkeypatch) -> None:
