@@ -23,8 +23,8 @@ from foundation.scaling import traffic_of
 from foundation.training import Draw, TrainingConfig, read_records, train
 from pretrain.config import CropConfig
 from pretrain.masking import MaskedBatch
-from pretrain.objectives.masked_autoencoding import Config, Objective
-from pretrain.samples import DrawnStudies, MaskedStudies, SeriesInMemory
+from pretrain.objectives.masked_autoencoding import Config, MaskedStudies, Objective
+from pretrain.samples import DrawnStudies, SeriesInMemory
 
 PROCESSES = 2
 CROP = CropConfig(voxels=48, spacing_mm=(3.0, 4.0), max_tokens=160, max_targets=64)

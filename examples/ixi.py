@@ -2,7 +2,8 @@
 
     python examples/ixi.py FOLDER manifest.jsonl
 
-The 149 regions are merged into the cohort's structures, written beside the manifest. All heads are for testing.
+The 149 regions are merged into the cohort's structures, written beside the manifest. All heads are for testing unless some are
+asked for to be learnt from.
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ REGIONS = {
 }
 
 
-def write_ixi_manifest(source: Path, manifest: Path) -> Path:
-    """Merge labels, write the manifest; paths are relative to it."""
+def write_ixi_manifest(source: Path, manifest: Path, *, train_every: int | None = None) -> Path:
+    """Merge labels, write the manifest; paths are relative to it. Every `train_every`-th head is to be learnt from."""
     table = np.zeros(256, dtype=np.int16)
     for name, regions in REGIONS.items():
         table[list(regions)] = STRUCTURES[name]
     images = sorted((source / "t1").glob("*.nii.gz"))
     rows = []
     with progress(total=len(images), label="merge labels", unit="head") as bar:
-        for image in images:
+        for number, image in enumerate(images):
             series = read_nifti(image)
             stem = image.name.removesuffix(".nii.gz")
             labels = read_labels(source / "dlmuse" / f"{stem}_DLMUSE.nii.gz", series)
@@ -53,7 +54,7 @@ def write_ixi_manifest(source: Path, manifest: Path) -> Path:
                     subject=stem,
                     series=(SeriesEntry(path=path, contrast="T1w"),),
                     mask=f"labels/{mask.name}",
-                    split="test",
+                    split="train" if train_every and number % train_every == 0 else "test",
                 )
             )
             bar.update()

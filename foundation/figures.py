@@ -255,6 +255,28 @@ def plot_reconstruction(path: Path, rows: Sequence[tuple[str, Shaped[np.ndarray,
     save_png(path, figure)
 
 
+def plot_labels(
+    path: Path,
+    image: Float[np.ndarray, "height width"],
+    labels: Mapping[str, Shaped[np.ndarray, "height width"]],
+    *,
+    num_classes: int,
+) -> None:
+    """A plane, and beside it the classes that several label maps give it, 0 being none; the same colours in all."""
+    height, width = image.shape
+    figure = Figure(figsize=(3 * (1 + len(labels)), 3 * height / width + 0.4), layout="constrained")
+    plots = figure.subplots(1, 1 + len(labels), squeeze=False)[0]
+    plots[0].imshow(image, cmap="gray", vmin=float(np.percentile(image, 1)), vmax=float(np.percentile(image, 99.5)))
+    for axes, (title, plane) in zip(plots[1:], labels.items(), strict=True):
+        axes.imshow(image, cmap="gray")
+        colours = np.ma.masked_equal(plane, 0)
+        axes.imshow(colours, cmap="turbo", vmin=0, vmax=num_classes - 1, interpolation="nearest")
+        axes.set_title(title, fontsize=10)
+    for axes in plots:
+        axes.set_axis_off()
+    save_png(path, figure)
+
+
 @dataclass(frozen=True)
 class ScoreRow:
     """One method's score: mean, the ends of its 95 % interval, and every case's own."""

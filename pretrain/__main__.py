@@ -4,8 +4,8 @@
     accelerate launch -m pretrain --dry-run configs/pretrain/base.yaml      everything but the training; writes nothing
     python -m pretrain --plan configs/pretrain/base.yaml                    what each size costs under each engine
 
-Writes into `folder`: the resolved config, metrics.jsonl, checkpoints, the model folder `model/`, a loss curve and a picture
-of a reconstruction. The same command continues a run that was stopped.
+Writes into `folder`: the resolved config, metrics.jsonl, checkpoints, the model folder `model/`, what else the objective has
+learnt, a loss curve and the objective's pictures. The same command continues a run that was stopped.
 """
 
 from __future__ import annotations
@@ -13,34 +13,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 
 from foundation.config import load_config, save_config
 from foundation.encoder import Encoder
 from foundation.engines import make_accelerator
 from foundation.errors import InputError
-from foundation.figures import plot_curves, plot_reconstruction
+from foundation.figures import plot_curves
 from foundation.files import check_writable
 from foundation.quarantine import describe
 from foundation.reading.collection import read_manifest
 from foundation.store.reader import Store
-from foundation.tokens import PATCH, Tokens, from_patches
-from foundation.training import TrainingResult, seeded, software_versions, train, what_runs
+from foundation.training import TrainingResult, software_versions, train, what_runs
 from pretrain.config import PretrainConfig
-from pretrain.damage import Damage
+from pretrain.damage import Damage, Mended
 from pretrain.objectives import objective_module
-from pretrain.objectives.masked_autoencoding import FLAT_VARIANCE
-from pretrain.samples import (
-    DrawnStudies,
-    FiledStudies,
-    MaskedStudies,
-    Ready,
-    StoredStudies,
-    Studies,
-    box_tokens,
-)
+from pretrain.samples import DrawnStudies, FiledStudies, StoredStudies, Studies
 
 USAGE = "usage: accelerate launch -m pretrain [--dry-run | --plan] CONFIG.yaml [key=value ...]"
 
@@ -76,17 +66,15 @@ def rehearse(config: PretrainConfig) -> None:
     what_runs(accelerator, config.training)
     if accelerator.is_main_process:
         print(f"pretrain: {check_writable(config.folder)}")
-    dataset = MaskedStudies(studies_of(config), config.crop)
-    train(
-        make_objective(config), dataset, config.training, config.folder,
-        label="pretrain", accelerator=accelerator, rehearse=True,
-    )  # fmt: skip
+    objective = make_objective(config)
+    dataset = objective.make_samples(studies_of(config), config.crop)
+    train(objective, dataset, config.training, config.folder, label="pretrain", accelerator=accelerator, rehearse=True)
     if accelerator.is_main_process:
         print("pretrain: ready; nothing was trained and no weights were written")
     accelerator.wait_for_everyone()
 
 
-def make_objective(config: PretrainConfig) -> torch.nn.Module:
+def make_objective(config: PretrainConfig) -> Any:
     """Encoder and objective with their first weights."""
     torch.manual_seed(config.training.seed)
     return objective_module(config.objective.kind).Objective(Encoder(config.encoder), config.objective)
@@ -98,10 +86,10 @@ def pretrain(config: PretrainConfig) -> Path:
     what_runs(accelerator, config.training)  # before anything is written or read
     studies = studies_of(config)
     damage = Damage(config.folder / "damaged.jsonl", config.bad_files)
-    dataset = MaskedStudies(studies, config.crop, damage)
     objective = make_objective(config)
     encoder = objective.encoder
     assert isinstance(encoder, Encoder)
+    dataset = Mended(objective.make_samples(studies, config.crop), damage, studies.name)
     if accelerator.is_main_process:
         save_config(config, config.folder / "config.yaml")
     result = train(objective, dataset, config.training, config.folder, label="pretrain", accelerator=accelerator)
@@ -114,9 +102,10 @@ def pretrain(config: PretrainConfig) -> Path:
         }
         encoder.save(model_folder, card=_card(config, len(studies), result), provenance=provenance)
         plot_curves(config.folder / "loss.png", result.records, ["loss"])
-        picture = config.folder / "reconstruction.png"
-        _plot_first(objective.to("cpu").eval(), studies, config, picture)
-        for path in (model_folder, config.folder / "metrics.jsonl", config.folder / "loss.png", picture):
+        objective.to("cpu").eval()
+        beside = objective.save_beside(config.folder, provenance=provenance)
+        pictures = objective.save_pictures(config.folder, dataset.first_readable(config.training.seed))
+        for path in (model_folder, *beside, config.folder / "metrics.jsonl", config.folder / "loss.png", *pictures):
             print(f"wrote {path}")
         _print_left_out(studies, damage)
     accelerator.wait_for_everyone()
@@ -167,50 +156,6 @@ def _card(config: PretrainConfig, num_studies: int, result: TrainingResult) -> s
         f"{result.seconds:.0f} s in the last session.\n\n"
         "It has no head: it says nothing of a patient by itself. Not a medical device.\n"
     )
-
-
-def _plot_first(objective: torch.nn.Module, studies: Studies, config: PretrainConfig, path: Path) -> None:
-    """The reconstruction of the first study that can be read: a damaged one must not spoil the end of a run."""
-    for index in range(len(studies)):
-        try:
-            return _plot_reconstruction(objective, studies.ready(index, config.training.seed), config, path)
-        except InputError:
-            continue
-
-
-@torch.no_grad()
-def _plot_reconstruction(
-    objective: torch.nn.Module, study: Sequence[Ready], config: PretrainConfig, path: Path
-) -> None:
-    """One box of the first series: as it is, what was seen of it, and what the model made of the rest.
-
-    The model predicts standardised patches; the true mean and spread of each patch are put back for the eye.
-    """
-    bag, _ = box_tokens(study[:1], np.random.default_rng(config.training.seed), config.crop)
-    order = torch.randperm(len(bag), generator=seeded(config.training.seed))
-    num_visible = max(1, round(config.crop.visible_fraction * len(bag)))
-    visible, targets = bag.take(order[None, :num_visible]), bag.take(order[None, num_visible:])
-    predicted = objective.reconstruct(visible, targets).float()  # pyright: ignore[reportCallIssue]
-    variance, mean = torch.var_mean(targets.patches, dim=-1, keepdim=True, correction=0)
-    x, y, z = (int(n) + 1 for n in bag.cell[0].amax(dim=0))
-    cells = (x, y, z)
-    nothing = float("nan")
-
-    def lay(tokens: Tokens, patches: torch.Tensor, volume: torch.Tensor) -> torch.Tensor:
-        flat = np.ravel_multi_index(tuple(tokens.cell[0].T.numpy()), cells)
-        volume[flat] = patches[0]
-        return volume
-
-    empty = torch.full((x * y * z, bag.patches.shape[-1]), nothing)
-    truth = lay(bag, bag.patches, empty.clone())
-    seen = lay(visible, visible.patches, empty.clone())
-    made = lay(targets, predicted * (variance + FLAT_VARIANCE).sqrt() + mean, seen.clone())
-    middle = z * PATCH // 2
-    panels = [
-        (title, np.rot90(from_patches(patches, cells).flip(0)[:, :, middle].numpy()))  # anterior up, right on the left
-        for title, patches in (("measured", truth), ("visible", seen), ("reconstructed", made))
-    ]
-    plot_reconstruction(path, panels)
 
 
 if __name__ == "__main__":

@@ -155,9 +155,7 @@ def cross_validated_auroc(features: Float[np.ndarray, "samples width"], targets:
     return float(roc_auc_score(targets, scores))
 
 
-def linear_dice(
-    tokens: list[Float[Tensor, "tokens width"]], labels: list[Int[Tensor, "tokens voxels"]], num_classes: int
-) -> float:
+def linear_dice(tokens: list[Tensor], labels: list[Tensor], num_classes: int) -> float:
     """Mean over structures of the Dice over all held-out voxels; fitted on the first half of the studies."""
     half = len(tokens) // 2
     gram, product = 0.0, 0.0

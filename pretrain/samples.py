@@ -14,18 +14,16 @@ from jaxtyping import Bool, Float
 from nibabel.affines import apply_affine
 from torch import Tensor
 
-from foundation.cohort.stream import CohortStream, StreamConfig
+from foundation.cohort.stream import StreamConfig, shared_stream
 from foundation.preprocess import Box, Grid, Intensity, find_body, resample, to_closest_ras
 from foundation.reading.collection import Collection, Row, read_removed, read_study
 from foundation.store.reader import Store
 from foundation.study import Acquisition, Contrast, Series
 from foundation.tokens import PATCH, PATCH_VOXELS, Tokens, pad_to_patches, to_patches, tokenise
-from foundation.training import Draw, fold, seeded
+from foundation.training import fold
 from pretrain.config import CropConfig
-from pretrain.damage import Damage
-from pretrain.masking import MaskedBatch, mask_bags
 
-ENOUGH_TOKENS = 32  # a box with fewer shows little more than air or the edge; a few others are tried
+ENOUGH_TOKENS = 32
 TRIES = 4
 CACHE_BYTES = 4 * 2**30  # prepared series kept in memory
 
@@ -182,7 +180,7 @@ class DrawnStudies:
     """Synthetic patients that are made as they are needed; no scan is seen twice."""
 
     def __init__(self, config: StreamConfig):
-        self.stream = CohortStream(config)
+        self.stream = shared_stream(config)
 
     def __len__(self) -> int:
         return len(self.stream)
@@ -201,46 +199,17 @@ class DrawnStudies:
 # ------------------------------------------------------------------------------------------------ samples
 
 
-class MaskedStudies:
-    """The dataset of `foundation.training`: samples are boxes as tokens, batches are visible and target tokens.
-
-    A study that cannot be read is noted in `damage`, if there is one, and another takes its place.
-    """
-
-    def __init__(self, studies: Studies, crop: CropConfig, damage: Damage | None = None):
-        self.studies, self.crop, self.damage = studies, crop, damage
-
-    def __len__(self) -> int:
-        return len(self.studies)
-
-    def __getitem__(self, draw: Draw) -> Sample:
-        if self.damage is None:
-            return self._sample(draw.index, draw.seed)
-        return self.damage.substituting(self._sample, draw, len(self), self.studies.name)
-
-    def _sample(self, index: int, seed: int) -> Sample:
-        study = self.studies.ready(index, seed)
-        best: Sample | None = None
-        for attempt in range(TRIES):
-            bag, removed = box_tokens(study, np.random.default_rng(fold(seed, attempt)), self.crop)
-            if best is None or len(bag) > len(best.bag):
-                best = Sample(bag, seed, removed)
-            if len(best.bag) >= ENOUGH_TOKENS:
-                break
-        assert best is not None
-        return best
-
-    def collate(self, samples: list[Sample]) -> MaskedBatch:
-        crop = self.crop
-        return mask_bags(
-            [sample.bag for sample in samples],
-            [seeded(sample.seed) for sample in samples],
-            max_tokens=crop.max_tokens,
-            visible_fraction=crop.visible_fraction,
-            max_targets=crop.max_targets,
-            hide_series=crop.hide_series,
-            removed=[sample.removed for sample in samples],
-        )
+def box_with_body(study: Sequence[Ready], seed: int, crop: CropConfig) -> Sample:
+    """A random box of a study as tokens; a few are tried where one shows little more than air or the edge."""
+    best: Sample | None = None
+    for attempt in range(TRIES):
+        bag, removed = box_tokens(study, np.random.default_rng(fold(seed, attempt)), crop)
+        if best is None or len(bag) > len(best.bag):
+            best = Sample(bag, seed, removed)
+        if len(best.bag) >= ENOUGH_TOKENS:
+            break
+    assert best is not None
+    return best
 
 
 def box_tokens(study: Sequence[Ready], rng: np.random.Generator, crop: CropConfig) -> tuple[Tokens, Removed | None]:

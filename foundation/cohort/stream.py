@@ -26,6 +26,14 @@ class StreamConfig(CohortConfig):
     kept: Annotated[int, Field(ge=1)] = 64
 
 
+_streams: dict[str, CohortStream] = {}
+
+
+def shared_stream(config: StreamConfig) -> CohortStream:
+    """One stream for all who ask for the same one: a head takes seconds to make, and is made once."""
+    return _streams.setdefault(config.model_dump_json(), CohortStream(config))
+
+
 class CohortStream:
     """Study `index` as it looks in its scan number `repeat`: a pure function of (config, index, repeat)."""
 

@@ -167,7 +167,7 @@ def _publish(folder: Path, config: CohortConfig, num_subjects: int, source: str)
     rows = [Row.model_validate_json((folder / subject_name(i) / "row.json").read_text()) for i in range(num_subjects)]
     truths = [json.loads((folder / subject_name(i) / "truth.json").read_text()) for i in range(num_subjects)]
     summary = _summary(source, rows, truths)
-    with _one_thread():
+    with one_thread():
         summary["oracle_dice"] = oracle_dice(config, range(min(ORACLE_SUBJECTS, num_subjects)))
     with write_aside(folder / "truth.json") as aside:
         aside.write_text(json.dumps(summary, indent=1) + "\n")

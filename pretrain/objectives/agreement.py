@@ -105,14 +105,14 @@ class TwoViews:
         if len(study) > 1 and rng.random() < self.config.fewer_series:
             kept = np.sort(rng.permutation(len(study))[: int(rng.integers(1, len(study)))])
             chosen = [study[i] for i in kept]
-        return box_with_body(chosen, seed, self.crop)
+        return box_with_body(chosen, seed, self.crop).bag
 
     def collate(self, samples: list[tuple[Tokens, Tokens, int]]) -> Views:
         views = []
-        for which in range(2):
+        for which, bags in enumerate(zip(*((one, other) for one, other, _ in samples), strict=True)):
             masked = mask_bags(
-                [sample[which] for sample in samples],
-                [seeded(sample[2], 42, which) for sample in samples],
+                bags,
+                [seeded(seed, 42, which) for _, _, seed in samples],
                 max_tokens=self.crop.max_tokens,
                 visible_fraction=self.config.visible_fraction,
                 max_targets=1,

@@ -35,3 +35,7 @@ class Objective(nn.Module):
     def save_beside(self, folder: Path, *, provenance: dict[str, Any]) -> list[Path]:
         """Write what was learnt besides the encoder and is of use later; return the paths."""
         return []
+
+    def save_pictures(self, folder: Path, sample: Any) -> list[Path]:
+        """Show what was learnt on one of its samples; return the paths. The module is on the CPU, for evaluation."""
+        return []

@@ -23,8 +23,9 @@ from foundation.cohort.acquisition import labels_on, quantitative_maps
 from foundation.cohort.anatomy import Anatomy, Box
 from foundation.cohort.materials import LESIONS, STRUCTURES
 from foundation.cohort.patient import scan_again
-from foundation.cohort.stream import CohortStream, StreamConfig
+from foundation.cohort.stream import StreamConfig, shared_stream
 from foundation.encoder import Encoder
+from foundation.figures import plot_labels
 from foundation.findings import Structure
 from foundation.preprocess import prepare_study, sample_at
 from foundation.registry import KindConfig
@@ -122,6 +123,23 @@ class Objective(base.Objective):
         save_task(folder / "dense", model, task, card=card, provenance=provenance)
         return [folder / "dense"]
 
+    @torch.no_grad()
+    def save_pictures(self, folder: Path, sample: TruthSample) -> list[Path]:
+        """The middle plane of a box: its first series, the structures it was made from, and what the model says."""
+        batch = StudyBatch.of([sample.study], dense=True)
+        guess = self.head(self.encoder(batch.tokens), batch)[0].argmax(dim=0)
+        truth, image = sample.study.labels, sample.study.voxels[0]
+        assert truth is not None
+        x, y, z = truth.shape
+
+        def plane(volume: Tensor) -> np.ndarray:
+            """Anterior up, right on the left."""
+            return np.rot90(volume[:x, :y, z // 2].flip(0).float().numpy())
+
+        path = folder / "structures.png"
+        plot_labels(path, plane(image), {"truth": plane(truth), "said": plane(guess)}, num_classes=1 + len(STRUCTURES))
+        return [path]
+
 
 def structures() -> tuple[Structure, ...]:
     """Everything that the cohort labels, as a segmentation head asks for it."""
@@ -136,7 +154,7 @@ class TruthStudies:
 
     def __init__(self, config: Config, head: segmentation.Head):
         self.config, self.head = config, head
-        self.stream = CohortStream(config.cohort)
+        self.stream = shared_stream(config.cohort)
 
     def __len__(self) -> int:
         return len(self.stream)

@@ -6,34 +6,47 @@ contrast and voxel size alone, and predicts the targets' voxels, standardised wi
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from pydantic import Field
 from torch import Tensor, nn
 
 from foundation.encoder import Encoder, OriginEmbedding, PatientRotation, make_blocks
+from foundation.figures import plot_reconstruction
 from foundation.meters import Work, transformer_flops
 from foundation.registry import KindConfig
-from foundation.tokens import PATCH_VOXELS, Tokens
-from pretrain.masking import MaskedBatch
+from foundation.tokens import PATCH, PATCH_VOXELS, Tokens, from_patches
+from foundation.training import Draw, Samples, seeded
+from pretrain.config import CropConfig
+from pretrain.masking import MaskedBatch, mask_bags
+from pretrain.objectives import base
+from pretrain.samples import Sample, Studies, box_with_body
 
+SHOWN = 0.3  # of the tokens, in the picture
 FLAT_VARIANCE = 1e-3  # of a volume whose variance is 1: below it a patch is flat, and standardising would amplify noise
 
 
 class Config(KindConfig):
+    """`noise` is the most that is added to what is seen, in standard deviations of the volume; how much is drawn for each box."""
+
     kind: Literal["masked_autoencoding"] = "masked_autoencoding"
     decoder_width: int = 192
     decoder_depth: int = 2
+    noise: Annotated[float, Field(ge=0)] = 0.0
 
 
-class Objective(nn.Module):
+class Objective(base.Objective):
     """`forward` is encode, decode, compare."""
 
     def __init__(self, encoder: Encoder, config: Config):
-        super().__init__()
+        super().__init__(encoder, config)
+        self.noise = config.noise
         width = config.decoder_width
-        self.encoder = encoder
         self.narrow = nn.Linear(encoder.config.width, width)
         self.target = nn.Parameter(torch.empty(width))
         self.origin = OriginEmbedding(width)
@@ -51,12 +64,20 @@ class Objective(nn.Module):
         nn.init.trunc_normal_(self.target, std=0.02)
 
     def forward(self, batch: MaskedBatch) -> dict[str, Tensor]:
-        predicted = self.reconstruct(batch.visible, batch.targets).float()
+        predicted = self.reconstruct(self._corrupted(batch.visible), batch.targets).float()
         if batch.removed is None:
             return {"loss": nn.functional.mse_loss(predicted, standardised(batch.targets.patches))}
         kept = ~batch.removed
         error = (predicted - standardised(batch.targets.patches, kept)).square()
         return {"loss": (error * kept).sum() / kept.sum().clamp(min=1)}
+
+    def _corrupted(self, visible: Tokens) -> Tokens:
+        """To predict clean voxels from noisy ones asks for more than to continue them (Vincent et al. 2010)."""
+        if not (self.training and self.noise > 0):
+            return visible
+        patches = visible.patches
+        level = self.noise * torch.rand(len(patches), 1, 1, device=patches.device)
+        return replace(visible, patches=patches + level * torch.randn_like(patches))
 
     def reconstruct(self, visible: Tokens, targets: Tokens) -> Float[Tensor, "batch targets voxels"]:
         """The targets' standardised voxels; what `targets.patches` holds is not looked at."""
@@ -82,8 +103,60 @@ class Objective(nn.Module):
         ends = 2 * seen * config.width * width + 2 * targets * width * (width + PATCH_VOXELS)
         return 3 * (self.encoder.flops(visible) + decode + ends)
 
-    def learning_rate_scale(self, name: str) -> float:
-        return 1.0
+    def make_samples(self, studies: Studies, crop: CropConfig) -> Samples:
+        return MaskedStudies(studies, crop)
+
+    @torch.no_grad()
+    def save_pictures(self, folder: Path, sample: Sample) -> list[Path]:
+        """One box of the first series: as it is, what was seen of it, and what the model made of the rest.
+
+        The model predicts standardised patches; the true mean and spread of each patch are put back for the eye.
+        """
+        bag = sample.bag.take((sample.bag.series[0] == sample.bag.series[0, 0]).nonzero().T)
+        order = torch.randperm(len(bag), generator=seeded(sample.seed))
+        num_visible = max(1, round(SHOWN * len(bag)))
+        visible, targets = bag.take(order[None, :num_visible]), bag.take(order[None, num_visible:])
+        variance, mean = torch.var_mean(targets.patches, dim=-1, keepdim=True, correction=0)
+        made = self.reconstruct(visible, targets).float() * (variance + FLAT_VARIANCE).sqrt() + mean
+        x, y, z = (int(n) + 1 for n in bag.cell[0].amax(dim=0))
+        empty = torch.full((x * y * z, PATCH_VOXELS), float("nan"))
+
+        def plane(*parts: tuple[Tokens, Tensor]) -> np.ndarray:
+            """The middle plane of what these tokens are said to show: anterior up, right on the left."""
+            cells = empty.clone()
+            for tokens, patches in parts:
+                cells[np.ravel_multi_index(tuple(tokens.cell[0].T.numpy()), (x, y, z))] = patches[0]
+            return np.rot90(from_patches(cells, (x, y, z)).flip(0)[:, :, z * PATCH // 2].numpy())
+
+        path, seen = folder / "reconstruction.png", (visible, visible.patches)
+        panels = {"measured": plane((bag, bag.patches)), "visible": plane(seen)}
+        plot_reconstruction(path, [*panels.items(), ("reconstructed", plane(seen, (targets, made)))])
+        return [path]
+
+
+class MaskedStudies:
+    """The dataset: samples are boxes as tokens, batches are visible and target tokens."""
+
+    def __init__(self, studies: Studies, crop: CropConfig):
+        self.studies, self.crop = studies, crop
+
+    def __len__(self) -> int:
+        return len(self.studies)
+
+    def __getitem__(self, draw: Draw) -> Sample:
+        return box_with_body(self.studies.ready(draw.index, draw.seed), draw.seed, self.crop)
+
+    def collate(self, samples: list[Sample]) -> MaskedBatch:
+        crop = self.crop
+        return mask_bags(
+            [sample.bag for sample in samples],
+            [seeded(sample.seed) for sample in samples],
+            max_tokens=crop.max_tokens,
+            visible_fraction=crop.visible_fraction,
+            max_targets=crop.max_targets,
+            hide_series=crop.hide_series,
+            removed=[sample.removed for sample in samples],
+        )
 
 
 def standardised(

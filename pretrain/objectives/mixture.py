@@ -88,6 +88,10 @@ class Objective(base.Objective):
     def save_beside(self, folder: Path, *, provenance: dict[str, Any]) -> list[Path]:
         return [path for term in self.named_terms.values() for path in term.save_beside(folder, provenance=provenance)]
 
+    def save_pictures(self, folder: Path, sample: tuple[Any, ...]) -> list[Path]:
+        terms = zip(self.named_terms.values(), sample, strict=True)
+        return [path for term, part in terms for path in term.save_pictures(folder, part)]
+
 
 class MixedStudies:
     """As long as its first term, whose studies are the run's; the others go round their own."""
