@@ -484,7 +484,8 @@ class _Log:
 
     def close(self) -> None:
         if self._accelerator is not None:
-            self._accelerator.end_training()
+            for tracker in self._accelerator.trackers:  # accelerate's `end_training` also takes the processes apart
+                tracker.finish()
 
 
 def _open_trackers(accelerator: Accelerator, config: TrainingConfig, folder: Path, label: str) -> None:
