@@ -184,7 +184,8 @@ class Engine:
         optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
         compile_blocks: bool = False,
     ):
-        self.accelerator, self.name, self.objective = accelerator, name, objective
+        self.accelerator, self.objective = accelerator, objective
+        self.name: EngineName = name
         self.device, self.rank, self.world = accelerator.device, accelerator.process_index, accelerator.num_processes
         self.bf16, self.clip_norm, self.accumulate = bf16, clip_norm, accumulate
         self.per_process = per_process

@@ -46,7 +46,7 @@ from foundation.engines import (
 from foundation.errors import InputError
 from foundation.faults import BadSteps, Feed, Interruption, Trouble, Watchdog, prepare_worker, worker_trouble
 from foundation.files import write_aside
-from foundation.meters import Meter, SaysWork, Work, matmul_rate, timed
+from foundation.meters import Meter, SaysWork, matmul_rate, timed
 from foundation.runstate import BackgroundWriter, RunState, newest_good_checkpoint, sweep
 from foundation.scaling import as_bytes, memory_of, traffic_of
 
@@ -278,27 +278,14 @@ def train(
     if isinstance(objective, SaysWork) and start < config.steps:
         peak_flops = matmul_rate(str(engine.device), engine.bf16, torch.get_num_threads())
     meter = Meter(world=crew.world, peak_flops=peak_flops)
-    trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
-    memory = memory_of(
-        name,
-        crew.world,
-        weights=sum(p.numel() for p in objective.parameters()),
-        trained=trained,
-        averaged=average is not None,
-    )
-
     with ExitStack() as stack:
         interruption = stack.enter_context(Interruption())
         batches = timed(stack.enter_context(Feed(_loader(dataset, order, config, engine.device))), meter)
         attention = stack.enter_context(preferred_attention(engine.device))
         say(
-            f"{label}: {name} on {crew.world} x {engine.device.type}, {'bf16' if engine.bf16 else 'fp32'}, "
-            f"attention {attention}, {trained / 1e6:.2f} M trained weights, {len(dataset)} samples, "
-            f"steps {start} to {config.steps}"
+            f"{label}: {_what_it_is(engine, objective, attention)}, {len(dataset)} samples, steps {start} to {config.steps}"
         )
-        say(
-            f"{label}: each process keeps {memory}, and sends {as_bytes(traffic_of(name, crew.world, trained=trained))} a step"
-        )
+        say(f"{label}: {_what_it_costs(engine, objective, averaged=average is not None)}")
         writer = stack.enter_context(BackgroundWriter(folder / "checkpoints"))
         watchdog = stack.enter_context(Watchdog(label=label, timeout_s=config.hang_timeout_s))
         bar = stack.enter_context(
@@ -318,17 +305,20 @@ def train(
                     if part == 0:
                         torch.manual_seed(fold(config.seed, step, crew.rank))
                         schedule.step_update(step)
-                    work = _work(objective, batch)
+                    work = objective.work(batch) if isinstance(objective, SaysWork) else None
                     if work is not None and (step, part) == (start + 1, 0):
                         say(f"{label}: about {work.times(config.accumulate * crew.world)} a step")
                     meter.count(order.per_process // config.accumulate, work)
-                    for key, value in engine.learn(batch, last=part == config.accumulate - 1).items():
-                        losses[key] = losses[key] + value if key in losses else value
+                    _add(losses, engine.learn(batch, last=part == config.accumulate - 1))
 
                 loss, norm = float(losses["loss"]), engine.gradient_norm()
                 if rehearse:
                     engine.discard()
                     say(f"{label}: loss {loss:.4g}, gradient norm {norm:.4g}, {meter.seconds:.2f} s for the first step")
+                    if engine.device.type == "cuda":
+                        say(
+                            f"{label}: at most {as_bytes(float(torch.cuda.max_memory_allocated()))} of GPU memory were taken"
+                        )
                     return TrainingResult(folder, [], log.seconds)
                 worst, stop = crew.agree(bad_steps.judge(loss, norm), interruption.wanted)
                 trouble, last = Trouble(worst), step == config.steps
@@ -388,8 +378,26 @@ def _postfix(record: Record) -> dict[str, str]:
     return said | {"waiting": f"{record['waiting_for_data']:.0%}"}
 
 
-def _work(objective: nn.Module, batch: Any) -> Work | None:
-    return objective.work(batch) if isinstance(objective, SaysWork) else None
+def _add(sums: dict[str, Tensor], losses: dict[str, Tensor]) -> None:
+    for name, value in losses.items():
+        sums[name] = sums[name] + value if name in sums else value
+
+
+def _what_it_is(engine: Engine, objective: nn.Module, attention: str) -> str:
+    trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    return (
+        f"{engine.name} on {engine.world} x {engine.device.type}, {'bf16' if engine.bf16 else 'fp32'}, "
+        f"attention {attention}, {trained / 1e6:.2f} M trained weights"
+    )
+
+
+def _what_it_costs(engine: Engine, objective: nn.Module, *, averaged: bool) -> str:
+    """By formula; a dry run on the machine itself shows whether it fits."""
+    weights = sum(p.numel() for p in objective.parameters())
+    trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    memory = memory_of(engine.name, engine.world, weights=weights, trained=trained, averaged=averaged)
+    sent = traffic_of(engine.name, engine.world, trained=trained)
+    return f"each process keeps {memory}, and sends {as_bytes(sent)} a step"
 
 
 def _parameter_groups(objective: nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:
@@ -492,7 +500,8 @@ class _Log:
 
     def close(self) -> None:
         if self._accelerator is not None:
-            self._accelerator.end_training()
+            for tracker in self._accelerator.trackers:  # accelerate's `end_training` also takes the processes apart
+                tracker.finish()
 
 
 def _open_trackers(accelerator: Accelerator, config: TrainingConfig, folder: Path, label: str) -> None:
