@@ -30,7 +30,7 @@ SYNTHETIC = "Measured on synthetic heads (deformed templates): a test of the sys
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/demo"))
-    parser.add_argument("--subjects", type=int, default=80)
+    parser.add_argument("--subjects", type=int, default=64)
     parser.add_argument(
         "--quick", action="store_true", help="a few steps of everything: shows that it runs, not how well"
     )
