@@ -40,7 +40,7 @@ test: setup  ## everything that must hold before a change is kept: lint, format,
 	$(BIN)/ruff format --check
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
 gallery: setup  ## what the synthetic cohort looks like: docs/gallery.png
 	$(BIN)/python -m foundation.cohort.gallery docs/gallery.png

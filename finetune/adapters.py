@@ -20,7 +20,7 @@ ADAPTED = ("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.proj", "mlp.fc1_g"
 def apply_recipe(model: TaskModel, config: FinetuneConfig) -> None:
     """Set, in place, which weights learn and how fast."""
     if config.recipe != "scratch":
-        model.encoder_rate = config.encoder_rate
+        model.encoder_rate, model.layer_decay = config.encoder_rate, config.layer_decay
     if config.recipe in ("frozen", "lora"):
         model.encoder.requires_grad_(False)
     if config.recipe == "lora":

@@ -70,8 +70,8 @@ class FinetuneConfig(Config):
     or that of another task, which then also gives as much of its head as fits; `size` and
     `drop_path` are those of an encoder from scratch. `recipe` says what of the encoder learns: everything from random weights
     (scratch), nothing (frozen), adapters (lora: for dense heads also norms and patch embedding), or everything (full). What of
-    a pretrained one learns does so at `encoder_rate` times the head's rate. `dynunet` is the baseline, MONAI's DynUNet from
-    random weights, with the same samples and loop.
+    a pretrained one learns does so at `encoder_rate` times the head's rate, each block `layer_decay` times as fast as the next.
+    `dynunet` is the baseline, MONAI's DynUNet from random weights, with the same samples and loop.
     """
 
     name: str
@@ -85,6 +85,7 @@ class FinetuneConfig(Config):
     data: DataConfig
     lora: LoraConfig = LoraConfig()
     encoder_rate: float = 0.3
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     augment: AugmentConfig = AugmentConfig()
     training: FinetuneTraining = FinetuneTraining()
 

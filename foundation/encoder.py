@@ -8,6 +8,7 @@ which have no place, see millimetres from the middle of the bag. So moving a pat
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -187,6 +188,15 @@ class Encoder(nn.Module):
         encoder = cls(loaded.config)
         loaded.fill(encoder)
         return encoder
+
+
+def layer_rate(name: str, depth: int, decay: float) -> float:
+    """The learning rate of an encoder's weight relative to that of its last block: `decay` for each block below it (ELECTRA's
+    layer-wise decay, Clark et al. 2020). `name` may have any prefix; what is after the blocks learns at 1."""
+    block = re.search(r"\bblocks\.(\d+)\.", name)
+    if block:
+        return decay ** (depth - 1 - int(block[1]))
+    return decay**depth if re.search(r"\b(embed|registers)\b", name) else 1.0
 
 
 def attention_mask(tokens: Tokens, num_prefix: int) -> Tensor | None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from foundation.checkpoint import load_model_folder, save_model_folder
 from foundation.config import Config
-from foundation.encoder import Encoder, EncoderConfig, Features
+from foundation.encoder import Encoder, EncoderConfig, Features, layer_rate
 from foundation.errors import InputError
 from foundation.findings import Finding
 from foundation.preprocess import Grid, PreparedStudy
@@ -243,7 +243,8 @@ class TaskModel(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.head = head
-        self.encoder_rate = 1.0
+        self.encoder_rate, self.layer_decay = 1.0, 1.0
+        self.depth = encoder.config.depth if isinstance(encoder, Encoder) else 0
         self.warm: frozenset[str] = frozenset()
 
     @classmethod
@@ -257,8 +258,11 @@ class TaskModel(nn.Module):
         return self.head(self.encoder(batch.tokens), batch)
 
     def learning_rate_scale(self, name: str) -> float:
-        """What was fitted before (the encoder, adapters included, and `warm`) learns at `encoder_rate` times the head's rate."""
-        return self.encoder_rate if name.startswith("encoder.") or name in self.warm else 1.0
+        """What was fitted before (the encoder, adapters included, and `warm`) learns at `encoder_rate` times the head's rate,
+        and each block of the encoder `layer_decay` times as fast as the next."""
+        if name.startswith("encoder."):
+            return self.encoder_rate * layer_rate(name, self.depth, self.layer_decay)
+        return self.encoder_rate if name in self.warm else 1.0
 
     @torch.inference_mode()
     def output_of(self, prepared: PreparedStudy) -> Tensor:

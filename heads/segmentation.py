@@ -187,6 +187,7 @@ def score_labels(
     dice = compute_dice(guess, real, ignore_empty=False)[0]
     with warnings.catch_warnings():  # MONAI warns of an argument that it passes to itself
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", message="the (prediction|ground truth) of class")  # counted below
         distance = compute_hausdorff_distance(
             guess, real, include_background=True, percentile=95, spacing=spacing_mm.tolist()
         )[0]

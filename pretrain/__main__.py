@@ -78,7 +78,9 @@ def rehearse(config: PretrainConfig) -> None:
 def make_objective(config: PretrainConfig) -> Objective:
     """Encoder and objective with their first weights."""
     torch.manual_seed(config.training.seed)
-    return objective_module(config.objective.kind).Objective(Encoder(config.encoder), config.objective)
+    objective = objective_module(config.objective.kind).Objective(Encoder(config.encoder), config.objective)
+    objective.layer_decay = config.layer_decay
+    return objective
 
 
 def pretrain(config: PretrainConfig) -> Path:

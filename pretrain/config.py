@@ -38,7 +38,8 @@ class PretrainConfig(Config):
     are needed; one of the three is given.
 
     `splits` names the rows of the manifest that are used; None takes every row. Up to the share `bad_files` of the studies may
-    turn out to be unreadable during the run. `probe` measures on the way what frozen features know of a small labelled collection.
+    turn out to be unreadable during the run. Each block of the encoder learns `layer_decay` times as fast as the next. `probe`
+    measures on the way what frozen features know of a small labelled collection.
     """
 
     manifest: Path | None = None
@@ -49,6 +50,7 @@ class PretrainConfig(Config):
     bad_files: Annotated[float, Field(ge=0, le=1)] = SHARE
     size: Size = "tiny"
     drop_path: float = 0.0
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     objective: SerializeAsAny[ObjectiveConfig] = Field(
         default_factory=lambda: parse_objective({"kind": "masked_autoencoding"})
     )

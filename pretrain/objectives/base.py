@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from foundation.encoder import Encoder
+from foundation.encoder import Encoder, layer_rate
 from foundation.training import Samples
 from pretrain.samples import Studies
 
@@ -16,6 +16,7 @@ class Objective(nn.Module):
     """`make_samples` turns the run's studies into this objective's samples; `forward` takes their batches."""
 
     encoder: Encoder
+    layer_decay = 1.0
 
     def __init__(self, encoder: Encoder, config: Any):
         super().__init__()
@@ -30,7 +31,10 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def learning_rate_scale(self, name: str) -> float:
-        return 1.0
+        """Deeper blocks of the encoder learn faster where `layer_decay` is below 1."""
+        if not name.startswith("encoder."):
+            return 1.0
+        return layer_rate(name, self.encoder.config.depth, self.layer_decay)
 
     def save_beside(self, folder: Path, *, provenance: dict[str, Any]) -> list[Path]:
         """Write what was learnt besides the encoder and is of use later; return the paths."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from foundation.encoder import Encoder, EncoderConfig, PatientRotation
+from foundation.encoder import Encoder, EncoderConfig, PatientRotation, layer_rate
 from foundation.preprocess import prepare_study
 from foundation.study import Acquisition, Series, Study
 from foundation.tokens import Tokens
@@ -146,3 +146,13 @@ def test_rotation_equals_a_naive_one(study: Study) -> None:
             for channel in (2 * pair, 2 * pair + 1):
                 assert float(sine[token, channel]) == pytest.approx(np.sin(angle), abs=1e-4)
                 assert float(cosine[token, channel]) == pytest.approx(np.cos(angle), abs=1e-4)
+
+
+def test_layer_wise_decay_falls_from_the_last_block_to_the_embedding():
+    """Under any prefix, an adapter's too; what comes after the blocks learns at the full rate."""
+    encoder = Encoder(EncoderConfig(width=64, depth=3))
+    rates = {name: layer_rate(f"encoder.base_model.model.{name}", 3, 0.5) for name, _ in encoder.named_parameters()}
+    assert {rate for name, rate in rates.items() if name.startswith("blocks.2.")} == {1.0}
+    assert {rate for name, rate in rates.items() if name.startswith("blocks.0.")} == {0.25}
+    assert rates["embed.patch.weight"] == rates["registers"] == 0.125 and rates["norm.weight"] == 1.0
+    assert {layer_rate(name, 3, 1.0) for name in rates} == {1.0}
