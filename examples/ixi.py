@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from foundation.cohort.materials import STRUCTURES
+from foundation.progress import progress
 from foundation.reading.collection import Row, SeriesEntry, write_manifest
 from foundation.reading.nifti import read_labels, read_nifti, write_labels
-from foundation.training import progress
 
 # MUSE region numbers of each structure; as in the cohort, accumbens and amygdala count as cortex.
 REGIONS = {

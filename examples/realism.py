@@ -22,9 +22,9 @@ from foundation.cohort.patient import CohortConfig, make_patient
 from foundation.figures import save_png
 from foundation.files import write_aside
 from foundation.preprocess import to_closest_ras
+from foundation.progress import progress
 from foundation.reading.collection import read_manifest, read_mask, read_study
 from foundation.study import Series
-from foundation.training import progress
 
 BRAIN = [STRUCTURES[name] for name in ("cerebral cortex", "cerebral white matter", "thalamus", "caudate", "putamen")]
 RATIOS = {

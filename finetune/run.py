@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,10 +44,12 @@ def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None
     apply_recipe(model, config)
     accelerator = make_accelerator()
     main = accelerator.is_main_process
-    if main:
+
+    def begin() -> None:
         # Figures of an earlier run must not be taken for this one's if it is interrupted.
         (config.folder / "metrics.json").unlink(missing_ok=True)
         save_config(config, config.folder / "config.yaml")
+
     studies = read_labelled(collection, rows, model.head, config.data.spacing_mm, label="read")
     if main and (caution := _boxes_are_small(config, studies)):
         print(caution)
@@ -57,6 +60,8 @@ def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None
         config.folder,
         label=f"{config.name} {config.recipe}",
         accelerator=accelerator,
+        about=_settings(config, collection.fingerprint(), [row.subject for row in rows]),
+        on_accept=begin,
     )
     merge_lora(model)
     evaluation, model_folder = None, None
@@ -97,6 +102,13 @@ def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None
             print(f"wrote {path}")
     accelerator.wait_for_everyone()
     return Fitted(model, result, evaluation, model_folder)
+
+
+def _settings(config: FinetuneConfig, fingerprint: str, subjects: list[str]) -> dict[str, str]:
+    """What a run may not change when it continues, besides its training settings."""
+    settings = config.model_dump(mode="json", include={"head", "augment", "encoder_rate", "layer_decay", "lora"})
+    grid = f"{config.data.spacing_mm} {config.data.crop_voxels}"
+    return {"data": fingerprint, "studies": ",".join(subjects), "grid": grid, "settings": json.dumps(settings)}
 
 
 def make_model(config: FinetuneConfig) -> TaskModel:

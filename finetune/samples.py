@@ -13,8 +13,9 @@ from finetune.augment import Augment
 from finetune.config import DataConfig, FinetuneConfig
 from foundation.errors import InputError
 from foundation.preprocess import Grid, PreparedStudy, prepare_study
+from foundation.progress import progress
 from foundation.reading.collection import Collection, Row, read_mask, read_study
-from foundation.training import Draw, fold, progress, seeded
+from foundation.training import Draw, fold, seeded
 from heads.base import Head, StudyBatch, StudySample, Target
 
 Thing = TypeVar("Thing")

@@ -318,10 +318,18 @@ class Engine:
             torch.cuda.synchronize()
         return state if self.rank == 0 else None
 
-    def finish(self, average: Tensors | None) -> None:
-        """Leave the trained (or averaged) weights in the caller's module."""
+    def bring_home(self, average: Tensors | None = None) -> None:
+        """Put the weights as they are now, or an average of them, into the caller's module. All processes call it together."""
+        if self.takes_apart and average is None:
+            average = {name: self.whole(p, self.part(p)) for name, p in self.module.named_parameters()}
+            average |= dict(_saved_buffers(self.module))
         if average is not None:
             put_tensors(self.objective, average)
+        self.objective.to(self.device)
+
+    def finish(self, average: Tensors | None) -> None:
+        """Leave the trained (or averaged) weights in the caller's module; the engine is of no use afterwards."""
+        self.bring_home(average)
 
 
 class ShardedEngine(Engine):
@@ -370,12 +378,6 @@ class ShardedEngine(Engine):
         from torch.distributed.tensor import distribute_tensor
 
         return distribute_tensor(whole.to(self.device), parameter.device_mesh, parameter.placements)
-
-    def finish(self, average: Tensors | None) -> None:
-        wholes = {name: self.whole(p, self.part(p)).cpu() for name, p in self.module.named_parameters()}
-        buffers = {name: buffer.cpu() for name, buffer in _saved_buffers(self.module)}
-        put_tensors(self.objective, average if average is not None else wholes | buffers)
-        self.objective.to(self.device)
 
 
 class ZeroEngine(Engine):
@@ -502,10 +504,7 @@ class ZeroEngine(Engine):
                     safe_set_full_optimizer_state(parameter, whole.to(self.device), moment)
 
     def finish(self, average: Tensors | None) -> None:
-        wholes = {name: self.whole(p, self.part(p)).cpu() for name, p in self.module.named_parameters()}
-        buffers = {name: buffer.cpu() for name, buffer in _saved_buffers(self.module)}
-        put_tensors(self.objective, average if average is not None else wholes | buffers)
-        self.objective.to(self.device)
+        super().finish(average)
         self.model.destroy()
 
 

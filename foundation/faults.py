@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 from pathlib import Path
 from statistics import median
@@ -124,8 +124,11 @@ class Feed:
     process ends. Here it may only speak while a batch is waited for.
     """
 
-    def __init__(self, loader: Iterable[Any]):
+    def __init__(self, loader: Iterable[Any], *, num_workers: int, timeout_s: float, reads: Callable[[int], str]):
+        """`reads` says in words what the batch of a number, counted from 0, is made of."""
         self._batches = iter(loader)
+        self._num_workers, self._timeout_s, self._reads = num_workers, timeout_s, reads
+        self._number = 0
         self._is_waiting = self._has_missed = False
 
     def __enter__(self) -> Feed:
@@ -152,7 +155,14 @@ class Feed:
             if self._has_missed:
                 self._has_missed = False
                 self._torchs(signal.SIGCHLD, None)  # pyright: ignore[reportCallIssue, reportOptionalCall]
-            return next(self._batches)
+            batch = next(self._batches)
+            self._number += 1
+            return batch
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if self._num_workers == 0:
+                raise
+            worker, reads = self._number % self._num_workers, self._reads(self._number)
+            raise worker_trouble(error, worker=worker, reads=reads, timeout_s=self._timeout_s) or error from None
         finally:
             self._is_waiting = False
 
@@ -163,13 +173,13 @@ class Feed:
             self._has_missed = True
 
 
-def worker_trouble(error: Exception, *, step: int, worker: int, reads: str, timeout_s: float) -> InputError | None:
+def worker_trouble(error: Exception, *, worker: int, reads: str, timeout_s: float) -> InputError | None:
     """`error` as the user's if it says that a loader worker died or hangs; `worker` is the one whose turn it was."""
     text = str(error)
     if "DataLoader timed out" in text:
         return InputError(
             "a loader worker delivers its batch in time",
-            got=f"nothing from worker {worker} in {timeout_s:g} s, for step {step} ({reads})",
+            got=f"nothing from worker {worker} in {timeout_s:g} s, for {reads}",
             remedy="Look at those samples and the disk they are on, or raise training.hang_timeout_s.",
         )
     died = re.search(r"DataLoader worker \(pid\(?s?\)? ?([\d, ]+)\) ([^.]*)", text)
@@ -177,7 +187,7 @@ def worker_trouble(error: Exception, *, step: int, worker: int, reads: str, time
         which = f"the one with process id {died[1].strip()} {died[2].strip()}" if died else f"worker {worker} is gone"
         return InputError(
             "loader workers stay alive",
-            got=f"{which} near step {step} ({reads})",
+            got=f"{which} near {reads}",
             remedy="Killed usually means out of memory: lower training.num_workers or the sample's size. "
             "The last checkpoint is intact.",
         )
@@ -195,7 +205,7 @@ class Watchdog:
     """
 
     GRACE_S = 3.0  # a loader worker's own timeout, which can name the samples, speaks first
-    DOINGS = ("reading data", "computing")  # in the order of a step
+    DOINGS = ("reading data", "computing", "measuring", "saving")  # in the order of a step
 
     def __init__(self, *, label: str, timeout_s: float):
         self.label, self.timeout_s = label, timeout_s
@@ -217,6 +227,7 @@ class Watchdog:
         self._over.set()
 
     def beat(self, step: int, doing: str) -> None:
+        assert doing in self.DOINGS, doing
         if self.watches:
             self._since = time.monotonic()
             beat = {"step": step, "doing": doing, "host": socket.gethostname(), "pid": os.getpid()}
@@ -229,8 +240,10 @@ class Watchdog:
         while not self._over.wait(min(1.0, self.timeout_s / 4)):
             silent_s = time.monotonic() - self._since
             if silent_s > self.timeout_s + self.GRACE_S:
-                print(f"{self.label}: {self._accusation(silent_s)}", file=sys.stderr, flush=True)
-                os._exit(1)  # the main thread cannot be woken; the launcher ends the other processes
+                try:
+                    print(f"{self.label}: {self._accusation(silent_s)}", file=sys.stderr, flush=True)
+                finally:
+                    os._exit(1)  # the main thread cannot be woken; the launcher ends the other processes
 
     def _accusation(self, silent_s: float) -> InputError:
         beats = [json.loads(self._store.get(self._key(rank))) for rank in range(self._world)]

@@ -27,9 +27,9 @@ class Work:
 
 @runtime_checkable
 class SaysWork(Protocol):
-    """An objective that can say what a batch costs; without it the loop reports samples alone."""
+    """An objective that can say what a batch costs; where it cannot, or says nothing, the loop reports samples alone."""
 
-    def work(self, batch: Any) -> Work: ...
+    def work(self, batch: Any) -> Work | None: ...
 
 
 def transformer_flops(tokens: int, width: int, depth: int, mlp_ratio: float) -> float:

@@ -124,6 +124,14 @@ def from_patches(patches: Tensor, cells: tuple[int, int, int]) -> Tensor:
     return rearrange(patches, "(x y z) (p q r) -> (x p) (y q) (z r)", x=x, y=y, z=z, p=PATCH, q=PATCH, r=PATCH)
 
 
+def patches_of(volume: Tensor, tokens: Tokens) -> Tensor:
+    """What another volume holds, on the grid that a bag of one was cut from, in the voxels of its tokens: `(tokens, voxels)`."""
+    padded = pad_to_patches(volume)
+    _, j, k = (n // PATCH for n in padded.shape)
+    x, y, z = tokens.cell[0].unbind(dim=-1)
+    return to_patches(padded)[(x * j + y) * k + z]
+
+
 def pad_to_patches(volume: Tensor) -> Tensor:
     """Continue the last three axes at their far end, by the edge value, to a multiple of the patch."""
     for axis in range(-3, 0):

@@ -12,9 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,7 +27,6 @@ from pydantic import Field
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from foundation.config import Config
 from foundation.engines import (
@@ -44,9 +42,10 @@ from foundation.engines import (
     running_engine,
 )
 from foundation.errors import InputError
-from foundation.faults import BadSteps, Feed, Interruption, Trouble, Watchdog, prepare_worker, worker_trouble
+from foundation.faults import BadSteps, Feed, Interruption, Trouble, Watchdog, prepare_worker
 from foundation.files import write_aside
 from foundation.meters import Meter, SaysWork, matmul_rate, timed
+from foundation.progress import progress
 from foundation.runstate import BackgroundWriter, RunState, newest_good_checkpoint, sweep
 from foundation.scaling import as_bytes, memory_of, traffic_of
 
@@ -140,16 +139,19 @@ class SampleOrder:
 
     def __iter__(self) -> Iterator[list[Draw]]:
         """One list for each part of each step."""
-        for step in range(self.start, self.config.steps):
-            draws = self.step(step)
-            size = self.per_process // self.config.accumulate
-            for first in range(0, self.per_process, size):
-                yield draws[first : first + size]
+        return (self.part(number) for number in range(len(self)))
 
-    def step(self, step: int) -> list[Draw]:
-        """This process's draws after `step` steps."""
-        first = step * self.config.batch_size + self.rank * self.per_process
-        return [self.draw(position) for position in range(first, first + self.per_process)]
+    def part(self, number: int) -> list[Draw]:
+        """This process's draws of a part of a step, counted from the start."""
+        steps, part = divmod(number, self.config.accumulate)
+        size = self.per_process // self.config.accumulate
+        first = (self.start + steps) * self.config.batch_size + self.rank * self.per_process + part * size
+        return [self.draw(position) for position in range(first, first + size)]
+
+    def words(self, number: int) -> str:
+        """Which samples those are, for a message."""
+        samples = ", ".join(str(draw.index) for draw in self.part(number)[:8])
+        return f"step {self.start + 1 + number // self.config.accumulate} (samples {samples})"
 
     def draw(self, position: int) -> Draw:
         """The sample at a position of the endless sequence of shuffled epochs."""
@@ -209,7 +211,7 @@ class TrainingResult:
     @property
     def last_loss(self) -> float:
         """Of the last step that was logged and not skipped."""
-        losses = [record["loss"] for record in self.records if record.get("loss") is not None]
+        losses = [record["loss"] for record in self.records if "loss" in record and "skipped" not in record]
         return losses[-1] if losses else float("nan")
 
 
@@ -224,13 +226,16 @@ def train(
     on_start: Callable[[str], None] = print,
     rehearse: bool = False,
     gauge: Gauge | None = None,
+    about: Mapping[str, str] | None = None,
+    on_accept: Callable[[], None] | None = None,
 ) -> TrainingResult:
     """Train `objective` in place, continuing from the newest good checkpoint in `folder` if there is one.
 
     Writes `metrics.jsonl` (one row every `log_every` steps) and checkpoints. Ctrl-C or SIGTERM, to any process, finishes the
     step, saves a checkpoint and exits; the same command continues. A folder that holds checkpoints of other settings is
     refused. `rehearse` does everything up to the first update, on a real batch, says what it found and writes nothing.
-    `gauge` adds figures to the records, at intervals of its own.
+    `gauge` adds figures to the records, at intervals of its own. `about` says what else a checkpoint may not differ in, the
+    data for one; `on_accept` is called on the main process once the folder is known to belong to this run.
     """
     accelerator = accelerator or make_accelerator()
     name = what_runs(accelerator, config)
@@ -238,10 +243,12 @@ def train(
     say = on_start if crew.is_main else _silence
     order = SampleOrder(len(dataset), config, start=0, rank=crew.rank, world_size=crew.world)
 
-    identity = _identity(objective, config, label)
+    identity = _identity(objective, config, label) | {"samples": str(len(dataset))} | dict(about or {})
     state = crew.state_from_main(lambda: _read_state(folder, identity, say, tidy=not rehearse))
     if state is not None:
         put_tensors(objective, state.weights)
+    if crew.is_main and on_accept is not None and not rehearse:
+        on_accept()
     start = order.start = 0 if state is None else state.step
     engine = engine_class(name)(
         accelerator,
@@ -280,7 +287,13 @@ def train(
     meter = Meter(world=crew.world, peak_flops=peak_flops)
     with ExitStack() as stack:
         interruption = stack.enter_context(Interruption())
-        batches = timed(stack.enter_context(Feed(_loader(dataset, order, config, engine.device))), meter)
+        feed = Feed(
+            _loader(dataset, order, config),
+            num_workers=config.num_workers,
+            timeout_s=config.hang_timeout_s,
+            reads=lambda number: order.words(number),
+        )
+        batches = timed(stack.enter_context(feed), meter)
         attention = stack.enter_context(preferred_attention(engine.device))
         say(
             f"{label}: {_what_it_is(engine, objective, attention)}, {len(dataset)} samples, steps {start} to {config.steps}"
@@ -292,69 +305,63 @@ def train(
             progress(total=config.steps, initial=start, label=label, unit="step", enabled=crew.is_main)
         )
         engine.model.train()
-        step = start
-        try:
-            for step in range(start + 1, config.steps + 1):
-                losses: dict[str, Tensor] = {}
-                for part in range(config.accumulate):
-                    watchdog.beat(step, "reading data")
-                    batch = next(batches)
-                    if isinstance(batch, InputError):
-                        raise batch
-                    watchdog.beat(step, "computing")
-                    if part == 0:
-                        torch.manual_seed(fold(config.seed, step, crew.rank))
-                        schedule.step_update(step)
-                    work = objective.work(batch) if isinstance(objective, SaysWork) else None
-                    if work is not None and (step, part) == (start + 1, 0):
-                        say(f"{label}: about {work.times(config.accumulate * crew.world)} a step")
-                    meter.count(order.per_process // config.accumulate, work)
-                    _add(losses, engine.learn(batch, last=part == config.accumulate - 1))
+        for step in range(start + 1, config.steps + 1):
+            losses: dict[str, Tensor] = {}
+            for part in range(config.accumulate):
+                watchdog.beat(step, "reading data")
+                batch = next(batches)
+                if isinstance(batch, InputError):
+                    raise batch
+                watchdog.beat(step, "computing")
+                if part == 0:
+                    torch.manual_seed(fold(config.seed, step, crew.rank))
+                    schedule.step_update(step)
+                work = objective.work(batch) if isinstance(objective, SaysWork) else None
+                if work is not None and (step, part) == (start + 1, 0):
+                    say(f"{label}: about {work.times(config.accumulate * crew.world)} a step")
+                meter.count(order.per_process // config.accumulate, work)
+                _add(losses, engine.learn(batch, last=part == config.accumulate - 1))
 
-                loss, norm = float(losses["loss"]), engine.gradient_norm()
-                if rehearse:
-                    engine.discard()
-                    say(f"{label}: loss {loss:.4g}, gradient norm {norm:.4g}, {meter.seconds:.2f} s for the first step")
-                    if engine.device.type == "cuda":
-                        say(
-                            f"{label}: at most {as_bytes(float(torch.cuda.max_memory_allocated()))} of GPU memory were taken"
-                        )
-                    return TrainingResult(folder, [], log.seconds)
-                worst, stop = crew.agree(bad_steps.judge(loss, norm), interruption.wanted)
-                trouble, last = Trouble(worst), step == config.steps
-                if trouble:
-                    engine.discard()
-                    row = bad_steps.skip(step, trouble, loss, norm, file=folder)
-                    log.add(row, engine.torch_optimizer)
+            loss, norm = float(losses["loss"]), engine.gradient_norm()
+            if rehearse:
+                engine.discard()
+                say(f"{label}: loss {loss:.4g}, gradient norm {norm:.4g}, {meter.seconds:.2f} s for the first step")
+                if engine.device.type == "cuda":
                     say(
-                        f"{label}: step {step} skipped ({row['skipped']}), {len(bad_steps.ledger)} of {config.skip_budget}"
+                        f"{label}: at most {as_bytes(float(torch.cuda.max_memory_allocated()))} of GPU memory were taken"
                     )
-                else:
-                    engine.step()
-                    bad_steps.accept(norm)
-                    if average is not None:
-                        average.update(step)
-                is_gauged = gauge is not None and (step % gauge.every == 0 or last)
-                if not trouble and (step % config.log_every == 0 or last or is_gauged):
-                    record = {**crew.mean(losses), "step": step, "gradient_norm": norm, **meter.reading()}
-                    if gauge is not None and is_gauged:
-                        watchdog.beat(step, "measuring")
-                        record |= gauge.measure(engine.module)
-                    log.add(record, engine.torch_optimizer)
-                    bar.set_postfix(_postfix(record), refresh=False)
-                bar.update()
-                writer.check()
-                if step % config.checkpoint_every == 0 or last or stop:
-                    _save(engine, writer, step, identity, bad_steps, average)
-                if stop and not last:
-                    writer.join()
-                    say(f"Stopped at step {step}; the same command continues from {folder}.")
-                    raise SystemExit(130)
-        except (RuntimeError, ConnectionError, EOFError) as error:
-            reads = f"samples {', '.join(str(draw.index) for draw in order.step(step - 1)[:8])}"
-            worker = (step - start - 1) * config.accumulate % max(1, config.num_workers)
-            named = worker_trouble(error, step=step, worker=worker, reads=reads, timeout_s=config.hang_timeout_s)
-            raise named or error from None
+                return TrainingResult(folder, [], log.seconds)
+            worst, stop = crew.agree(bad_steps.judge(loss, norm), interruption.wanted)
+            trouble, last = Trouble(worst), step == config.steps
+            if trouble:
+                engine.discard()
+                row = bad_steps.skip(step, trouble, loss, norm, file=folder)
+                log.add(row, engine.torch_optimizer)
+                say(f"{label}: step {step} skipped ({row['skipped']}), {len(bad_steps.ledger)} of {config.skip_budget}")
+            else:
+                engine.step()
+                bad_steps.accept(norm)
+                if average is not None:
+                    average.update(step)
+            is_gauged = gauge is not None and (step % gauge.every == 0 or last)
+            if not trouble and (step % config.log_every == 0 or last or is_gauged):
+                record = {**crew.mean(losses), "step": step, "gradient_norm": norm, **meter.reading()}
+                if gauge is not None and is_gauged:
+                    watchdog.beat(step, "measuring")
+                    engine.bring_home()
+                    record |= gauge.measure(objective)
+                log.add(record, engine.torch_optimizer)
+                bar.set_postfix(_postfix(record), refresh=False)
+            bar.update()
+            writer.check()
+            if step % config.checkpoint_every == 0 or last or stop:
+                watchdog.beat(step, "saving")
+                _save(engine, writer, step, identity, bad_steps, average)
+            if stop and not last:
+                writer.join()
+                crew.agree(0)  # a process that left sooner would have the launcher kill the one that still writes
+                say(f"Stopped at step {step}; the same command continues from {folder}.")
+                raise SystemExit(130)
     engine.finish(None if average is None else average.wholes())
     log.close()
     return TrainingResult(folder, log.records, log.seconds)
@@ -537,13 +544,12 @@ def read_records(path: Path) -> list[Record]:
 # ------------------------------------------------------------------------------------------------ data
 
 
-def _loader(dataset: Samples, order: SampleOrder, config: TrainingConfig, device: torch.device) -> DataLoader:
+def _loader(dataset: Samples, order: SampleOrder, config: TrainingConfig) -> DataLoader:
     return DataLoader(
         _AsDataset(dataset),
         batch_sampler=order,
         num_workers=config.num_workers,
         collate_fn=_Collate(dataset),
-        pin_memory=device.type == "cuda",
         worker_init_fn=prepare_worker,
         timeout=config.hang_timeout_s if config.num_workers else 0,
     )
@@ -571,18 +577,7 @@ class _Collate:
 
     def __call__(self, samples: list[Any]) -> Any:
         wrong = next((sample for sample in samples if isinstance(sample, InputError)), None)
-        return self.samples.collate(samples) if wrong is None else wrong
-
-
-def progress(*, total: int | None, label: str, unit: str, initial: int = 0, enabled: bool = True) -> tqdm:
-    """A progress bar with an ETA; in a log file it prints a line now and then instead of a thousand."""
-    quiet = not sys.stderr.isatty()
-    return tqdm(
-        total=total,
-        initial=initial,
-        desc=label,
-        unit=unit,
-        disable=not enabled,
-        dynamic_ncols=True,
-        mininterval=20 if quiet else 0.3,
-    )
+        try:
+            return self.samples.collate(samples) if wrong is None else wrong
+        except InputError as error:
+            return error

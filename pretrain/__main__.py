@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from foundation.files import check_writable
 from foundation.quarantine import describe
 from foundation.reading.collection import read_manifest
 from foundation.store.reader import Store
-from foundation.training import TrainingResult, software_versions, train, what_runs
+from foundation.training import Draw, Samples, TrainingResult, software_versions, train, what_runs
 from pretrain.config import PretrainConfig
 from pretrain.damage import Damage, Mended
 from pretrain.objectives import objective_module
@@ -61,70 +62,109 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What a run is put together from."""
+
+    studies: FiledStudies | StoredStudies | DrawnStudies
+    objective: Objective
+    dataset: Samples
+    probe: Probe | None
+
+    @classmethod
+    def of(cls, config: PretrainConfig, damage: Damage) -> Parts:
+        """Encoder and objective come with their first weights."""
+        studies = studies_of(config)
+        torch.manual_seed(config.training.seed)
+        objective = objective_module(config.objective.kind).Objective(Encoder(config.encoder), config.objective)
+        objective.layer_decay = config.layer_decay
+        dataset = objective.make_samples(Mended(studies, damage), config.crop)
+        return cls(studies, objective, dataset, None if config.probe is None else Probe(config.probe))
+
+
 def rehearse(config: PretrainConfig) -> None:
     """Everything but the training: data, model, engine, one real batch forward and backward, a folder that can be written."""
     accelerator = make_accelerator()
     what_runs(accelerator, config.training)
     if accelerator.is_main_process:
         print(f"pretrain: {check_writable(config.folder)}")
-    objective = make_objective(config)
-    dataset = objective.make_samples(studies_of(config), config.crop)
-    train(objective, dataset, config.training, config.folder, label="pretrain", accelerator=accelerator, rehearse=True)
+    parts = Parts.of(config, Damage(None, config.bad_files))
+    train(
+        parts.objective,
+        parts.dataset,
+        config.training,
+        config.folder,
+        label="pretrain",
+        accelerator=accelerator,
+        rehearse=True,
+        about=_settings(config, parts.studies),
+    )
     if accelerator.is_main_process:
         print("pretrain: ready; nothing was trained and no weights were written")
     accelerator.wait_for_everyone()
-
-
-def make_objective(config: PretrainConfig) -> Objective:
-    """Encoder and objective with their first weights."""
-    torch.manual_seed(config.training.seed)
-    objective = objective_module(config.objective.kind).Objective(Encoder(config.encoder), config.objective)
-    objective.layer_decay = config.layer_decay
-    return objective
 
 
 def pretrain(config: PretrainConfig) -> Path:
     """Run one pretraining; return the model folder."""
     accelerator = make_accelerator()
     what_runs(accelerator, config.training)  # before anything is written or read
-    studies = studies_of(config)
     damage = Damage(config.folder / "damaged.jsonl", config.bad_files)
-    objective = make_objective(config)
-    encoder = objective.encoder
-    dataset = Mended(objective.make_samples(studies, config.crop), damage, studies.name)
-    probe = None if config.probe is None else Probe(config.probe)
-    if accelerator.is_main_process:
-        save_config(config, config.folder / "config.yaml")
+    parts = Parts.of(config, damage)
+    objective = parts.objective
     result = train(
-        objective, dataset, config.training, config.folder, label="pretrain", accelerator=accelerator, gauge=probe
+        objective,
+        parts.dataset,
+        config.training,
+        config.folder,
+        label="pretrain",
+        accelerator=accelerator,
+        gauge=parts.probe,
+        about=_settings(config, parts.studies),
+        on_accept=lambda: save_config(config, config.folder / "config.yaml"),
     )
     model_folder = config.folder / "model"
     if accelerator.is_main_process:
         provenance = {
             "versions": software_versions(),
-            "data": {"source": _source(config), "fingerprint": studies.fingerprint(), "studies": len(studies)},
+            "data": {
+                "source": _source(config),
+                "fingerprint": parts.studies.fingerprint(),
+                "studies": len(parts.studies),
+            },
             "config": config.model_dump(mode="json"),
         }
-        encoder.save(model_folder, card=_card(config, len(studies), result), provenance=provenance)
+        card = _card(config, len(parts.studies), result)
+        objective.encoder.save(model_folder, card=card, provenance=provenance)
         plot_curves(config.folder / "loss.png", result.records, ["loss"])
         objective.to("cpu").eval()
         beside = objective.save_beside(config.folder, provenance=provenance)
-        pictures = objective.save_pictures(config.folder, dataset.first_readable(config.training.seed))
-        if probe is not None:
+        pictures = objective.save_pictures(config.folder, parts.dataset[Draw(0, config.training.seed)])
+        if parts.probe is not None:
             figures = sorted({name for record in result.records for name in record if name.startswith("probe/")})
             plot_curves(config.folder / "probe.png", result.records, figures)
             pictures.append(config.folder / "probe.png")
         for path in (model_folder, *beside, config.folder / "metrics.jsonl", config.folder / "loss.png", *pictures):
             print(f"wrote {path}")
-        _print_left_out(studies, damage)
+        _print_left_out(parts.studies, damage)
     accelerator.wait_for_everyone()
     return model_folder
 
 
+def _settings(config: PretrainConfig, studies: Studies) -> dict[str, str]:
+    """What a run may not change when it continues, besides its training settings."""
+    return {
+        "data": studies.fingerprint(),
+        "splits": repr(config.splits),
+        "objective": config.objective.model_dump_json(),
+        "crop": config.crop.model_dump_json(),
+        "layer_decay": repr(config.layer_decay),
+    }
+
+
 def studies_of(config: PretrainConfig) -> FiledStudies | StoredStudies | DrawnStudies:
     """The manifest's or the store's studies of the chosen splits, or a stream of synthetic patients."""
-    if config.cohort is not None:
-        return DrawnStudies(config.cohort)
+    if (cohort := config.objective.own_cohort or config.cohort) is not None:
+        return DrawnStudies(cohort)
     if config.store is not None:
         studies = StoredStudies(Store.open(config.store), config.splits)
         if not len(studies):
@@ -152,17 +192,17 @@ def _print_left_out(studies: Studies, damage: Damage) -> None:
 
 
 def _source(config: PretrainConfig) -> str:
-    if config.cohort is None:
+    if (cohort := config.objective.own_cohort or config.cohort) is None:
         return f"`{config.store or config.manifest}`"
-    return f"a synthetic cohort (seed {config.cohort.seed}, {config.cohort.appearance} appearance)"
+    return f"a synthetic cohort (seed {cohort.seed}, {cohort.appearance} appearance)"
 
 
 def _card(config: PretrainConfig, num_studies: int, result: TrainingResult) -> str:
     return (
         f"# Larmor encoder ({config.size})\n\n"
         f"Pretrained by {config.objective.kind.replace('_', ' ')} on {num_studies} studies of {_source(config)} for "
-        f"{config.training.steps} steps of {config.training.batch_size} boxes; last loss {result.last_loss:.3f}, "
-        f"{result.seconds:.0f} s in the last session.\n\n"
+        f"{config.training.steps} steps of {config.training.batch_size} boxes in "
+        f"{result.seconds:.0f} s; last loss {result.last_loss:.3f}.\n\n"
         "It has no head: it says nothing of a patient by itself. Not a medical device.\n"
     )
 

@@ -5,15 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SerializeAsAny, field_validator, model_validator
+from pydantic import AfterValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from foundation.cohort.stream import StreamConfig
 from foundation.config import Config
 from foundation.encoder import EncoderConfig, Size
 from foundation.quarantine import SHARE
+from foundation.tokens import PATCH
 from foundation.training import TrainingConfig
 from pretrain.objectives import ObjectiveConfig, parse_objective
 from pretrain.probe import ProbeConfig
+
+
+def _ordered(spacing_mm: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < spacing_mm[0] <= spacing_mm[1]:
+        raise ValueError("a range of spacings is positive, the finer one first")
+    return spacing_mm
+
+
+SpacingRange = Annotated[tuple[float, float], AfterValidator(_ordered)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class CropConfig(Config):
@@ -24,18 +35,18 @@ class CropConfig(Config):
     `max_targets` of the rest are predicted.
     """
 
-    voxels: int = 64
-    spacing_mm: tuple[float, float] = (0.8, 3.0)
-    anisotropic: float = 0.3
-    max_tokens: int = 512
-    visible_fraction: float = 0.3
-    max_targets: int = 192
-    hide_series: float = 0.3
+    voxels: Annotated[int, Field(ge=PATCH)] = 64
+    spacing_mm: SpacingRange = (0.8, 3.0)
+    anisotropic: Share = 0.3
+    max_tokens: Annotated[int, Field(ge=2)] = 512
+    visible_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    max_targets: Annotated[int, Field(ge=1)] = 192
+    hide_series: Share = 0.3
 
 
 class PretrainConfig(Config):
     """Studies come from a `manifest`, from a `store` that was prepared from one, or are drawn from a synthetic `cohort` as they
-    are needed; one of the three is given.
+    are needed; one of the three is given, unless the objective draws patients of its own.
 
     `splits` names the rows of the manifest that are used; None takes every row. Up to the share `bad_files` of the studies may
     turn out to be unreadable during the run. Each block of the encoder learns `layer_decay` times as fast as the next. `probe`
@@ -65,7 +76,10 @@ class PretrainConfig(Config):
 
     @model_validator(mode="after")
     def _one_source(self) -> PretrainConfig:
-        if sum(source is not None for source in (self.manifest, self.store, self.cohort)) != 1:
+        sources = sum(source is not None for source in (self.manifest, self.store, self.cohort))
+        if self.objective.own_cohort is not None and sources:
+            raise ValueError(f"'{self.objective.kind}' draws its own patients: leave out manifest, store and cohort")
+        if self.objective.own_cohort is None and sources != 1:
             raise ValueError(
                 "pretraining has one source of studies: set manifest=FILE, store=FOLDER or cohort, one of them"
             )

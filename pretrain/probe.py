@@ -21,9 +21,9 @@ from foundation.config import Config
 from foundation.encoder import Encoder
 from foundation.errors import InputError
 from foundation.preprocess import prepare_study
+from foundation.progress import progress
 from foundation.reading.collection import Row, read_manifest, read_mask, read_study
-from foundation.tokens import Tokens, pad_to_patches, to_patches
-from foundation.training import progress
+from foundation.tokens import Tokens, patches_of
 from heads.base import StudySample
 
 RIDGE = 1e-2  # of the mean squared feature
@@ -70,6 +70,14 @@ class Probe:
             for row in rows:
                 self.cases.append(self._case(row, collection.root))
                 bar.update()
+        held = [case.labels for case in self.cases[len(self.cases) // 2 :] if case.labels is not None]
+        if config.structures and not any((labels > 0).any() for labels in held):
+            raise InputError(
+                "a probe's structures occur in its second half of studies, which it is scored on",
+                got=f"none of {list(config.structures)}",
+                remedy="Name other values in probe.structures.",
+                file=config.manifest,
+            )
         targets = [case.target for case in self.cases if case.target is not None]
         if config.target and min(targets.count(0), targets.count(1)) < 2:
             raise InputError(
@@ -105,10 +113,8 @@ class Probe:
             classes = np.zeros(values.shape, np.int64)
             for index, value in enumerate(config.structures, start=1):
                 classes[values == value] = index
-            patches = to_patches(pad_to_patches(torch.from_numpy(classes)))
-            shape = [-(-n // 8) for n in classes.shape]
-            where = np.ravel_multi_index(tuple(bag.cell[0].T.numpy()), shape)
-            labels = patches[torch.from_numpy(where)]
+            # The study's series lie on one grid, so a cell is the same place in all of them.
+            labels = patches_of(torch.from_numpy(classes), bag)
         return ProbeCase(bag, None if target is None else int(target), labels)  # pyright: ignore[reportArgumentType]
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,19 +14,22 @@ import torch
 from jaxtyping import Bool, Float
 from nibabel.affines import apply_affine
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from foundation.cohort.stream import StreamConfig, shared_stream
+from foundation.errors import InputError
 from foundation.preprocess import Box, Grid, Intensity, find_body, resample, to_closest_ras
 from foundation.reading.collection import Collection, Row, read_removed, read_study
 from foundation.store.reader import Store
 from foundation.study import Acquisition, Contrast, Series
-from foundation.tokens import PATCH, PATCH_VOXELS, Tokens, pad_to_patches, to_patches, tokenise
+from foundation.tokens import PATCH, PATCH_VOXELS, Tokens, patches_of, tokenise
 from foundation.training import fold
 from pretrain.config import CropConfig
 
 ENOUGH_TOKENS = 32
 TRIES = 4
-CACHE_BYTES = 4 * 2**30  # prepared series kept in memory
+FEWEST_TOKENS = 4  # with fewer there is nothing to hide
+CACHE_BYTES = 4 * 2**30  # prepared series kept in the memory of one machine
 
 Removed = Bool[Tensor, "tokens voxels"]
 
@@ -120,7 +124,7 @@ class FiledStudies:
     def __init__(self, collection: Collection, rows: Sequence[Row]):
         self.collection, self.rows = collection, list(rows)
         self._cache: OrderedDict[int, tuple[SeriesInMemory, ...]] = OrderedDict()
-        self._cache_left = CACHE_BYTES
+        self._kept_bytes = 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -132,11 +136,11 @@ class FiledStudies:
                 SeriesInMemory.of(series, read_removed(entry, series, root))
                 for entry, series in zip(row.series, read_study(row, root).series, strict=True)
             )
-            self._cache_left -= sum(one.num_bytes for one in ready)
+            self._kept_bytes += sum(one.num_bytes for one in ready)
             self._cache[index] = ready
-            while self._cache_left < 0 and len(self._cache) > 1:
+            while self._kept_bytes > CACHE_BYTES / _num_readers() and len(self._cache) > 1:
                 _, oldest = self._cache.popitem(last=False)
-                self._cache_left += sum(one.num_bytes for one in oldest)
+                self._kept_bytes -= sum(one.num_bytes for one in oldest)
         return self._cache[index]
 
     def name(self, index: int) -> str:
@@ -145,6 +149,12 @@ class FiledStudies:
 
     def fingerprint(self) -> str:
         return self.collection.fingerprint()
+
+
+def _num_readers() -> int:
+    """How many processes of this machine read for this run: each would keep a cache of its own."""
+    worker = get_worker_info()
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * (worker.num_workers if worker else 1)
 
 
 class StoredStudies:
@@ -209,6 +219,12 @@ def box_with_body(study: Sequence[Ready], seed: int, crop: CropConfig) -> Sample
         if len(best.bag) >= ENOUGH_TOKENS:
             break
     assert best is not None
+    if len(best.bag) < FEWEST_TOKENS:
+        raise InputError(
+            f"a box of a study shows at least {FEWEST_TOKENS} patches of its body",
+            got=f"{len(best.bag)} in the best of {TRIES} boxes",
+            remedy="Leave the study out, or make crop.spacing_mm finer.",
+        )
     return best
 
 
@@ -275,15 +291,7 @@ def _series_tokens(
     (values, body, *removed), new = whole_patches(resample(torch.from_numpy(np.stack(volumes)), grid, new), new)
     tokens = tokenise(values, body > 0.5, new, ready.contrast, ready.acquisition, number)
     # A voxel is left out as soon as anything removed was averaged into it.
-    return tokens, _of_tokens(removed[0] > 0, tokens) if removed else None
-
-
-def _of_tokens(volume: Bool[Tensor, "x y z"], tokens: Tokens) -> Removed:
-    """A volume on the grid that the tokens were cut from, cut likewise: `(tokens, voxels)`."""
-    padded = pad_to_patches(volume)
-    cells = [n // PATCH for n in padded.shape]
-    x, y, z = tokens.cell[0].unbind(dim=-1)
-    return to_patches(padded)[(x * cells[1] + y) * cells[2] + z]
+    return tokens, patches_of(removed[0] > 0, tokens) if removed else None
 
 
 def whole_patches(volumes: Float[Tensor, "n x y z"], grid: Grid) -> tuple[Float[Tensor, "n x2 y2 z2"], Grid]:

@@ -26,7 +26,7 @@ from foundation.cohort.templates import AnatomySource, BundledTemplate
 from foundation.figures import save_png
 from foundation.physics.artefacts import ARTEFACTS, draw_artefact
 from foundation.physics.relaxometry import sample_tissues
-from foundation.training import progress
+from foundation.progress import progress
 
 COLUMNS = ("T1w", "T1w-contrast", "T2w", "FLAIR", "DWI", "ADC", "T2star", "random")
 ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (

@@ -36,6 +36,7 @@ from foundation.config import load_config, parse_config, save_config
 from foundation.errors import InputError
 from foundation.files import write_aside, write_folder_aside
 from foundation.parallel import one_thread
+from foundation.progress import progress
 from foundation.reading.collection import Row, SeriesEntry, Split, write_manifest
 from foundation.reading.nifti import write_labels, write_sidecar, write_volume
 from foundation.study import Series
@@ -45,8 +46,6 @@ ORACLE_SUBJECTS = 4  # heads that are made twice for the Dice between grids
 
 def write_cohort(folder: Path, config: CohortConfig, num_subjects: int, *, processes: int | None = None) -> Path:
     """Write a cohort, or what is missing of it; return the manifest's path. `processes` None uses every core."""
-    from foundation.training import progress  # brings timm and accelerate: seconds that a worker need not spend
-
     if num_subjects < 1:
         raise InputError("a cohort has subjects", got=num_subjects, remedy="Ask for one at least.")
     if processes is not None and processes < 1:

@@ -22,6 +22,7 @@ import pyarrow as pa
 from foundation.errors import InputError
 from foundation.parallel import in_order
 from foundation.preprocess import Box, Grid
+from foundation.progress import progress
 from foundation.quarantine import BadFile, read_bad_files, write_bad_files
 from foundation.store.chunks import BODY, REMOVED, Index, Record, damaged, rescale
 from foundation.store.index import (
@@ -235,8 +236,6 @@ def verify(folder: Path, processes: int) -> tuple[int, list[BadFile]]:
     Returns how many there are, and those that differ; STORE/damaged.jsonl names them from then on, and a store is opened
     without what it names. Copied again, they are found whole by the next verification.
     """
-    from foundation.training import progress
-
     store = Store.open(folder, with_damaged=True)
     batches = (
         [store.series(n) for n in range(first, min(first + TOGETHER, len(store)))]

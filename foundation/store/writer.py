@@ -15,6 +15,7 @@ from pathlib import Path
 from foundation.errors import InputError
 from foundation.files import write_aside
 from foundation.parallel import in_order
+from foundation.progress import progress
 from foundation.quarantine import BadFile, check_budget, write_bad_files
 from foundation.store.index import (
     EVERYTHING,
@@ -52,8 +53,6 @@ def write_store(
     processes: int | None = None,
 ) -> Written:
     """Write one machine's share of a store, or what is missing of it. `processes` None uses every core."""
-    from foundation.training import progress  # brings timm and accelerate: seconds that a worker need not spend
-
     processes = (os.cpu_count() or 1) if processes is None else processes
     if not 0 <= budget <= 1:
         raise InputError("a budget is a share of the files, 0 to 1", got=budget, remedy="For example 0.01.")

@@ -5,10 +5,19 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from foundation.registry import KindConfig as ObjectiveConfig
-from foundation.registry import kinds, module_of, parse_kind
+from foundation.cohort.stream import StreamConfig
+from foundation.registry import KindConfig, kinds, module_of, parse_kind
 
 __all__ = ["ObjectiveConfig", "objective_kinds", "objective_module", "parse_objective"]
+
+
+class ObjectiveConfig(KindConfig):
+    """What the config of every objective is."""
+
+    @property
+    def own_cohort(self) -> StreamConfig | None:
+        """The patients of an objective that reads none of the run's studies; None for all others."""
+        return None
 
 
 def objective_kinds() -> list[str]:

@@ -14,22 +14,23 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 import torch.distributed.nn.functional as between_processes
-from jaxtyping import Float
+from jaxtyping import Float, Int, Shaped
 from pydantic import Field
 from torch import Tensor, nn
 
 from foundation.encoder import Encoder
+from foundation.errors import InputError
 from foundation.meters import Work
-from foundation.registry import KindConfig
 from foundation.tokens import Tokens
 from foundation.training import Draw, Samples, fold, seeded
 from pretrain.config import CropConfig
+from pretrain.damage import use_study
 from pretrain.masking import mask_bags
-from pretrain.objectives import base
+from pretrain.objectives import ObjectiveConfig, base
 from pretrain.samples import Ready, Studies, box_with_body
 
 
-class Config(KindConfig):
+class Config(ObjectiveConfig):
     """`visible_fraction` of a view's tokens are encoded. With probability `fewer_series` a view lacks some of the study's."""
 
     kind: Literal["agreement"] = "agreement"
@@ -41,13 +42,14 @@ class Config(KindConfig):
 
 @dataclass(frozen=True)
 class Views:
-    """Row i of both is of study i; all tokens are real."""
+    """Row i of both is of one study, whose number is `study[i]`; all tokens are real."""
 
     one: Tokens
     other: Tokens
+    study: Int[Tensor, " batch"]
 
     def to(self, device: torch.device | str) -> Views:
-        return Views(self.one.to(device), self.other.to(device))
+        return Views(self.one.to(device), self.other.to(device), self.study.to(device))
 
 
 class Objective(base.Objective):
@@ -60,20 +62,32 @@ class Objective(base.Objective):
         self.project = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, config.width))
 
     def forward(self, batch: Views) -> dict[str, Tensor]:
-        one, other = (self.embed(view) for view in (batch.one, batch.other))
-        first = len(one) * (torch.distributed.get_rank() if torch.distributed.is_initialized() else 0)
+        projected = [self.project(self.encoder(view).registers.mean(dim=1)) for view in (batch.one, batch.other)]
+        with torch.autocast(batch.study.device.type, enabled=False):  # bf16 would tell apart no more than 200 cosines
+            one, other = (nn.functional.normalize(view.float(), dim=1) for view in projected)
+            return self._compare(one, other, batch.study)
+
+    def _compare(
+        self, one: Float[Tensor, "batch width"], other: Float[Tensor, "batch width"], study: Int[Tensor, " batch"]
+    ) -> dict[str, Tensor]:
+        first = len(one) * (torch.distributed.get_rank() if _is_one_of_many() else 0)
         right = first + torch.arange(len(one), device=one.device)
+        studies = _everywhere(study)
+        if len(studies) < 2:
+            raise InputError(
+                "agreement compares a study with others",
+                got="a batch of one",
+                remedy="Raise training.batch_size, or lower training.accumulate.",
+            )
+        # Another draw of the same study is no stranger, though it is not the pair that is looked for.
+        is_same = studies == study[:, None]
+        is_same[torch.arange(len(one)), right] = False
         losses, hits = [], []
         for mine, theirs in ((one, other), (other, one)):
-            likeness = mine @ _everywhere(theirs).T / self.config.temperature
+            likeness = (mine @ _everywhere(theirs).T / self.config.temperature).masked_fill(is_same, -torch.inf)
             losses.append(nn.functional.cross_entropy(likeness, right))
             hits.append((likeness.argmax(dim=1) == right).float().mean())
         return {"loss": torch.stack(losses).mean(), "recognised": torch.stack(hits).mean().detach()}
-
-    def embed(self, view: Tokens) -> Float[Tensor, "batch width"]:
-        """One unit vector per study, always in float32."""
-        registers = self.encoder(view).registers.mean(dim=1)
-        return nn.functional.normalize(self.project(registers).float(), dim=1)
 
     def work(self, batch: Views) -> Work:
         seen = [(len(view.is_real), len(view)) for view in (batch.one, batch.other)]
@@ -84,11 +98,13 @@ class Objective(base.Objective):
         return TwoViews(studies, crop, self.config)
 
 
-def _everywhere(vectors: Float[Tensor, "batch width"]) -> Float[Tensor, "all width"]:
-    """The vectors of all processes, in their order; gradients flow back to where they came from."""
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-        return vectors
-    return torch.cat(between_processes.all_gather(vectors))
+def _is_one_of_many() -> bool:
+    return torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+
+
+def _everywhere(rows: Shaped[Tensor, "batch *width"]) -> Shaped[Tensor, "all *width"]:
+    """The rows of all processes, in their order; gradients flow back to where they came from."""
+    return torch.cat(between_processes.all_gather(rows)) if _is_one_of_many() else rows
 
 
 class TwoViews:
@@ -100,10 +116,12 @@ class TwoViews:
     def __len__(self) -> int:
         return len(self.studies)
 
-    def __getitem__(self, draw: Draw) -> tuple[Tokens, Tokens, int]:
-        study = self.studies.ready(draw.index, draw.seed)
-        one, other = (self._view(study, fold(draw.seed, 41, number)) for number in range(2))
-        return one, other, draw.seed
+    def __getitem__(self, draw: Draw) -> tuple[Tokens, Tokens, Draw]:
+        def views(study: Sequence[Ready]) -> tuple[Tokens, Tokens, Draw]:
+            one, other = (self._view(study, fold(draw.seed, 41, number)) for number in range(2))
+            return one, other, draw
+
+        return use_study(self.studies, draw, views)
 
     def _view(self, study: Sequence[Ready], seed: int) -> Tokens:
         rng = np.random.default_rng(seed)
@@ -113,16 +131,17 @@ class TwoViews:
             chosen = [study[i] for i in kept]
         return box_with_body(chosen, seed, self.crop).bag
 
-    def collate(self, samples: list[tuple[Tokens, Tokens, int]]) -> Views:
+    def collate(self, samples: list[tuple[Tokens, Tokens, Draw]]) -> Views:
         views = []
         for which, bags in enumerate(zip(*((one, other) for one, other, _ in samples), strict=True)):
             masked = mask_bags(
                 bags,
-                [seeded(seed, 42, which) for _, _, seed in samples],
+                [seeded(draw.seed, 42, which) for _, _, draw in samples],
                 max_tokens=self.crop.max_tokens,
                 visible_fraction=self.config.visible_fraction,
                 max_targets=1,
                 hide_series=0.0,
             )
             views.append(masked.visible)
-        return Views(*views)
+        one, other = views
+        return Views(one, other, torch.tensor([draw.index for _, _, draw in samples]))

@@ -28,12 +28,12 @@ from foundation.encoder import Encoder
 from foundation.figures import plot_labels
 from foundation.findings import Structure
 from foundation.preprocess import prepare_study, sample_at
-from foundation.registry import KindConfig
 from foundation.study import Study
 from foundation.training import Draw, Samples, fold
 from heads import segmentation
 from heads.base import Scope, StudyBatch, StudySample, TaskConfig, TaskModel, save_task
-from pretrain.objectives import base
+from pretrain.config import SpacingRange
+from pretrain.objectives import ObjectiveConfig, base
 from pretrain.samples import Studies
 
 PAIRED = ("cerebral cortex", "cerebral white matter", "lateral ventricle", "thalamus", "caudate", "putamen", "pallidum")
@@ -42,7 +42,7 @@ MAPS = {"T1": 1000.0, "T2": 100.0, "ADC": 1000.0}  # ms, ms, 1e-6 mm^2/s: what i
 SMALL_STRUCTURE = 0.5  # how often a box is centred in a structure drawn evenly, rather than anywhere in the head
 
 
-class Config(KindConfig):
+class Config(ObjectiveConfig):
     """`cohort` is where the truth comes from, whatever the run's other studies are.
 
     A box is `voxels` along each edge at a spacing log-uniform in `spacing_mm`, or the whole head where that is smaller; the
@@ -52,10 +52,14 @@ class Config(KindConfig):
     kind: Literal["free_truth"] = "free_truth"
     cohort: StreamConfig = StreamConfig(subjects=200, appearance="mixed", contrasts=("T1w", "T2w", "FLAIR"))
     voxels: Annotated[int, Field(ge=16, multiple_of=8)] = 64
-    spacing_mm: tuple[float, float] = (2.0, 3.5)
+    spacing_mm: SpacingRange = (2.0, 3.5)
     channels: tuple[int, int, int] = (16, 32, 64)
     bottleneck: int = 128
     maps_weight: float = 0.2
+
+    @property
+    def own_cohort(self) -> StreamConfig:
+        return self.cohort
 
 
 @dataclass(frozen=True)

@@ -19,19 +19,19 @@ from torch import Tensor, nn
 from foundation.encoder import Encoder, OriginEmbedding, PatientRotation, make_blocks
 from foundation.figures import plot_reconstruction
 from foundation.meters import Work, transformer_flops
-from foundation.registry import KindConfig
 from foundation.tokens import PATCH, PATCH_VOXELS, Tokens, from_patches
 from foundation.training import Draw, Samples, seeded
 from pretrain.config import CropConfig
+from pretrain.damage import use_study
 from pretrain.masking import MaskedBatch, mask_bags
-from pretrain.objectives import base
+from pretrain.objectives import ObjectiveConfig, base
 from pretrain.samples import Sample, Studies, box_with_body
 
 SHOWN = 0.3  # of the tokens, in the picture
 FLAT_VARIANCE = 1e-3  # of a volume whose variance is 1: below it a patch is flat, and standardising would amplify noise
 
 
-class Config(KindConfig):
+class Config(ObjectiveConfig):
     """`noise` is the most that is added to what is seen, in standard deviations of the volume; how much is drawn for each box."""
 
     kind: Literal["masked_autoencoding"] = "masked_autoencoding"
@@ -144,7 +144,7 @@ class MaskedStudies:
         return len(self.studies)
 
     def __getitem__(self, draw: Draw) -> Sample:
-        return box_with_body(self.studies.ready(draw.index, draw.seed), draw.seed, self.crop)
+        return use_study(self.studies, draw, lambda study: box_with_body(study, draw.seed, self.crop))
 
     def collate(self, samples: list[Sample]) -> MaskedBatch:
         crop = self.crop

@@ -16,16 +16,17 @@ import torch
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 from torch import Tensor, nn
 
+from foundation.cohort.stream import StreamConfig
 from foundation.encoder import Encoder
 from foundation.errors import did_you_mean
-from foundation.registry import KindConfig
+from foundation.meters import SaysWork, Work
 from foundation.training import Draw, Samples, fold
 from pretrain.config import CropConfig
 from pretrain.objectives import ObjectiveConfig, base, objective_module, parse_objective
 from pretrain.samples import Studies
 
 
-class Config(KindConfig):
+class Config(ObjectiveConfig):
     """A term that `weights` does not name counts once; each kind occurs once at most."""
 
     kind: Literal["mixture"] = "mixture"
@@ -33,6 +34,12 @@ class Config(KindConfig):
         default_factory=lambda: (parse_objective({"kind": "masked_autoencoding"}),)
     )
     weights: dict[str, float] = Field(default_factory=dict)
+
+    @property
+    def own_cohort(self) -> StreamConfig | None:
+        """None as soon as one term reads the run's studies."""
+        cohorts = [term.own_cohort for term in self.terms]
+        return None if None in cohorts else cohorts[0]
 
     @field_validator("terms", mode="before")
     @classmethod
@@ -82,6 +89,16 @@ class Objective(base.Objective):
         assert isinstance(total, Tensor)
         return {"loss": total, **figures}
 
+    def work(self, batch: MixedBatch) -> Work | None:
+        """Nothing where a term cannot say."""
+        said = [
+            term.work(part) if isinstance(term, SaysWork) else None
+            for term, part in zip(self.terms, batch.parts, strict=True)
+        ]
+        if None in said:
+            return None
+        return Work(sum(one.tokens for one in said if one), sum(one.flops for one in said if one))
+
     def make_samples(self, studies: Studies, crop: CropConfig) -> Samples:
         return MixedStudies([term.make_samples(studies, crop) for term in self.terms])  # pyright: ignore[reportCallIssue]
 
@@ -94,7 +111,7 @@ class Objective(base.Objective):
 
 
 class MixedStudies:
-    """As long as its first term, whose studies are the run's; the others go round their own."""
+    """As long as its first term. Terms with as many studies show the same one; of others one is drawn, with replacement."""
 
     def __init__(self, parts: list[Samples]):
         self.parts = parts
@@ -103,8 +120,10 @@ class MixedStudies:
         return len(self.parts[0])
 
     def __getitem__(self, draw: Draw) -> tuple[Any, ...]:
-        others = (part[Draw(fold(draw.seed, 51) % len(part), draw.seed)] for part in self.parts[1:])
-        return (self.parts[0][draw], *others)
+        other = fold(draw.seed, 51)
+        return tuple(
+            part[draw if len(part) == len(self) else Draw(other % len(part), draw.seed)] for part in self.parts
+        )
 
     def collate(self, samples: list[tuple[Any, ...]]) -> MixedBatch:
         return MixedBatch(

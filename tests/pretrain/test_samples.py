@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from foundation.store.writer import write_store
 from foundation.training import Draw, read_records
 from pretrain.__main__ import main, pretrain
 from pretrain.config import CropConfig, PretrainConfig
-from pretrain.damage import Damage, Mended
+from pretrain.damage import Damage, Mended, use_study
 from pretrain.masking import MaskedBatch
 from pretrain.objectives import objective_module, parse_objective
 from pretrain.objectives.masked_autoencoding import FLAT_VARIANCE, MaskedStudies
@@ -248,8 +249,17 @@ def test_damage_met_on_the_way_is_replaced_listed_and_repeatable(
         losses(tmp_path / "three", bad_files=0.0, **given)
 
 
+class Numbered(Halves):
+    """A series that is nothing but its study's number."""
+
+    grid = contrast = acquisition = None  # type: ignore[assignment]
+
+    def __init__(self, number: int):
+        self.number = number
+
+
 class Numbers:
-    """Samples that are their own draw; those `missing` cannot be read."""
+    """Studies that are nothing but their numbers; those `missing` cannot be read."""
 
     def __init__(self, number: int, missing: Collection[int]):
         self.number, self.missing = number, missing
@@ -257,13 +267,16 @@ class Numbers:
     def __len__(self) -> int:
         return self.number
 
-    def __getitem__(self, draw: Draw) -> Draw:
-        if draw.index in self.missing:
-            raise InputError("a file is whole", got="half", remedy="Copy it.", file=f"{draw.index}.nii")
-        return draw
+    def ready(self, index: int, seed: int) -> tuple[Any, ...]:
+        if index in self.missing:
+            raise InputError("a file is whole", got="half", remedy="Copy it.", file=f"{index}.nii")
+        return (Numbered(index),)
 
-    def collate(self, samples: list[Draw]) -> list[Draw]:
-        return samples
+    def name(self, index: int) -> str:
+        return str(index)
+
+    def fingerprint(self) -> str:
+        return "numbers"
 
 
 def test_the_substitute_depends_on_the_draw_alone(tmp_path: Path) -> None:
@@ -271,22 +284,47 @@ def test_the_substitute_depends_on_the_draw_alone(tmp_path: Path) -> None:
     runs = []
     for name, order in (("a", draws), ("b", draws[::-1])):
         damage = Damage(tmp_path / name, 0.01)
-        mended = Mended(Numbers(8, (2, 3, 5)), damage, str)
-        runs.append({draw: mended[draw] for draw in order})
+        mended = Mended(Numbers(8, (2, 3, 5)), damage)
+        runs.append({draw: use_study(mended, draw, lambda study: study[0].number) for draw in order})
         assert sorted(one.file for one in damage.found()) == ["2", "3", "5"]
         assert (tmp_path / name).read_text().count("\n") == 3
-        assert mended.first_readable(7) == Draw(0, 7)
     assert runs[0] == runs[1]
-    for draw, taken in runs[0].items():
-        assert taken.seed == draw.seed and (taken.index == draw.index or draw.index in (2, 3, 5))
-    substitutes = {taken.index for draw, taken in runs[0].items() if draw.index in (2, 3, 5)}
-    assert len(substitutes) > 2, "not one neighbour for all"
+    assert all(index == draw.index or draw.index in (2, 3, 5) for draw, index in runs[0].items())
+    assert len({index for draw, index in runs[0].items() if draw.index in (2, 3, 5)}) > 2, "not one neighbour for all"
 
 
 @pytest.mark.parametrize(("number", "words"), [(2, "whole"), (50, "at most 3 of 50")])
 def test_when_nothing_can_be_read_the_run_ends(tmp_path: Path, number: int, words: str) -> None:
-    with pytest.raises(InputError, match=words):
-        _ = Mended(Numbers(number, range(number)), Damage(tmp_path / "list", 0.01), str)[Draw(0, 1)]
+    for path in (tmp_path / "list", None):
+        with pytest.raises(InputError, match=words):
+            use_study(Mended(Numbers(number, range(number)), Damage(path, 0.01)), Draw(0, 1), lambda study: study)
+
+
+def test_what_fails_in_the_middle_of_a_study_counts_against_that_study(tmp_path: Path) -> None:
+    """Every term of a mixture reads in its own way; the name that is noted is the one that it read."""
+
+    def halfway(study: Sequence[Any]) -> int:
+        if study[0].number == 3:
+            raise InputError("a chunk is whole", got="half", remedy="Copy it.")
+        return study[0].number
+
+    damage = Damage(None, 0.5)
+    mended = Mended(Numbers(8, ()), damage)
+    assert {use_study(mended, Draw(index, index), halfway) for index in range(8)} <= {0, 1, 2, 4, 5, 6, 7}
+    assert [one.file for one in damage.found()] == ["3"]
+
+
+def test_a_study_that_shows_next_to_nothing_is_replaced_and_not_a_crash(make_collection) -> None:
+    """A field of view of two patches at this spacing: there is nothing to hide in it."""
+    crop = CropConfig(voxels=24, spacing_mm=(40.0, 40.0), anisotropic=0.0)
+    with pytest.raises(InputError, match="at least 4 patches"):
+        MaskedStudies(filed(make_collection(1)), crop)[Draw(0, 1)]
+
+
+@pytest.mark.parametrize("wrong", [{"spacing_mm": [3.0, 1.0]}, {"visible_fraction": 2.0}, {"max_tokens": 1}])
+def test_a_crop_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        parse_config(CropConfig, wrong)
 
 
 def test_a_store_without_studies_of_the_split_is_one_line(make_collection, tmp_path: Path, capsys) -> None:

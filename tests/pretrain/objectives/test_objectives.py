@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from foundation.cohort.materials import STRUCTURES
 from foundation.config import load_config, parse_config
@@ -253,8 +254,59 @@ def test_agreement_is_lost_when_the_views_are_of_others(studies: FiledStudies) -
         optimizer.zero_grad()
     with torch.no_grad():
         right = objective(batch)["loss"]
-        others = Views(batch.one, _only(batch.other, torch.tensor([1, 2, 3, 0])))
+        others = Views(batch.one, _only(batch.other, torch.tensor([1, 2, 3, 0])), batch.study)
         assert objective(others)["loss"] > right + 1
+
+
+def test_agreement_does_not_push_two_draws_of_one_study_apart(studies: FiledStudies) -> None:
+    objective = make("agreement").eval()
+    samples = objective.make_samples(studies, CROP)
+    batch = samples.collate([samples[Draw(index, seed)] for seed, index in enumerate((0, 1, 0, 2))])
+    one, other = (
+        nn.functional.normalize(objective.project(objective.encoder(view).registers.mean(1)), dim=1)
+        for view in (batch.one, batch.other)
+    )
+    likeness = one @ other.T / objective.config.temperature
+    naive = []
+    for way in (likeness, likeness.T):
+        for row, study in enumerate((0, 1, 0, 2)):
+            rivals = [column for column, theirs in enumerate((0, 1, 0, 2)) if theirs != study or column == row]
+            naive.append(way[row, rivals].logsumexp(0) - way[row, row])
+    assert objective(batch)["loss"].item() == pytest.approx(torch.stack(naive).mean().item(), rel=1e-4)
+    with pytest.raises(InputError, match="compares a study with others"):
+        objective(samples.collate([samples[Draw(0, 1)]]))
+
+
+def test_free_truth_alone_draws_its_own_patients(tmp_path: Path) -> None:
+    values = {"folder": str(tmp_path), "objective": FREE_TRUTH, "training": {"steps": 1, "batch_size": 1}}
+    folder = pretrain(parse_config(PretrainConfig, values))
+    assert "on 2 studies of a synthetic cohort" in (folder / "card.md").read_text()
+    with pytest.raises(InputError, match="draws its own patients"):
+        parse_config(PretrainConfig, values | {"manifest": "a.jsonl"})
+
+
+def test_a_run_does_not_continue_as_another(make_collection, tmp_path: Path) -> None:
+    """Neither with other data nor with other settings; a refused command leaves the run's own config where it is."""
+    manifest, folder = make_collection(4), tmp_path / "run"
+    values = {
+        "manifest": str(manifest),
+        "splits": None,
+        "folder": str(folder),
+        "crop": CROP.model_dump(),
+        "training": {"steps": 2, "batch_size": 2, "warmup_steps": 1, "checkpoint_every": 1},
+    }
+    pretrain(parse_config(PretrainConfig, values))
+    before = (folder / "config.yaml").read_text()
+    changes = [
+        {"splits": ["train"]},
+        {"objective": {"kind": "masked_autoencoding", "noise": 0.5}},
+        {"crop": CROP.model_dump() | {"visible_fraction": 0.5}},
+        {"layer_decay": 0.5},
+    ]
+    for change in changes:
+        with pytest.raises(InputError, match="a run continues with the"):
+            pretrain(parse_config(PretrainConfig, values | change))
+        assert (folder / "config.yaml").read_text() == before
 
 
 def test_free_truth_is_where_the_head_is(studies: FiledStudies) -> None:
