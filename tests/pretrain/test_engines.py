@@ -61,6 +61,17 @@ def pretraining(manifest: Path, folder: Path, **training: Any) -> dict[str, Any]
     return SMALL | {"manifest": str(manifest), "folder": str(folder), "training": SMALL["training"] | training}
 
 
+def everything(manifest: Path, folder: Path, **training: Any) -> dict[str, Any]:
+    """All objectives over one encoder that they share, and a probe on the way."""
+    cohort = {"subjects": 2, "spacing_mm": 4.0, "contrasts": ["T1w"]}
+    truth = {"kind": "free_truth", "cohort": cohort, "voxels": 24, "spacing_mm": [4.0, 5.0], "channels": [4, 6, 8]}
+    terms = [{"kind": "masked_autoencoding"}, {"kind": "agreement"}, truth]
+    probe = {"manifest": str(manifest), "spacing_mm": [4.0] * 3, "structures": [1], "split": "train", "every": 2}
+    steps = {"steps": 3, "checkpoint_every": 3}
+    run = pretraining(manifest, folder, **steps, **training)
+    return run | {"objective": {"kind": "mixture", "terms": terms}, "probe": probe}
+
+
 def regression(folder: Path, runs: str, event: dict[str, Any] | None = None, **training: Any) -> dict[str, Any]:
     settings = {"steps": 12, "batch_size": 4, "warmup_steps": 1, "precision": "fp32", "log_every": 1}
     return {"engine": runs, "folder": str(folder), "event": event or {}, "training": settings | training}
@@ -72,7 +83,7 @@ def losses(folder: Path) -> list[float]:
 
 @pytest.mark.timeout(500)
 def test_engines_agree_and_a_run_moves_between_them(make_collection, tmp_path: Path) -> None:
-    manifest = make_collection(4)
+    manifest, many = make_collection(4), make_collection(6)
     jobs = [
         {"engine": name, "pretrain": pretraining(manifest, tmp_path / name, engine=name, processes=2)}
         for name in ENGINES
@@ -83,6 +94,7 @@ def test_engines_agree_and_a_run_moves_between_them(make_collection, tmp_path: P
     ]
     jobs += [regression(tmp_path / f"nan-{name}", name, {"what": "nan", "step": 5, "rank": 1}) for name in ENGINES]
     jobs += [regression(tmp_path / f"parts-{name}", name, accumulate=2) for name in ENGINES]
+    jobs += [{"engine": name, "pretrain": everything(many, tmp_path / f"all-{name}")} for name in ENGINES]
     jobs += [regression(tmp_path / "signal", "ddp", {"what": "signal", "step": 5, "rank": 1}, steps=500)]
     jobs += [regression(tmp_path / "other", "ddp", engine="zero2")]
     jobs += [regression(tmp_path / "hang", "ddp", {"what": "hang", "step": 3, "rank": 1}, hang_timeout_s=2)]
@@ -116,6 +128,17 @@ def test_engines_agree_and_a_run_moves_between_them(make_collection, tmp_path: P
         assert [row["step"] for row in rows if "skipped" in row] == [5], (name, said[-6000:])
         assert [row["loss"] for row in rows[5:]] == pytest.approx(losses(tmp_path / "nan-ddp")[5:], abs=1e-5), name
         assert losses(tmp_path / f"parts-{name}") == pytest.approx(losses(tmp_path / "parts-ddp"), abs=1e-5), name
+
+    # Objectives that share an encoder, a comparison over processes, convolutions, a probe: the same under every engine.
+    reference = read_records(tmp_path / "all-ddp" / "metrics.jsonl")
+    assert [record["step"] for record in reference if "probe/dice" in record] == [2, 3], said[-6000:]
+    for name in ENGINES:
+        rows = read_records(tmp_path / f"all-{name}" / "metrics.jsonl")
+        for key in ("loss", "agreement/loss", "free_truth/labels"):
+            assert [row[key] for row in rows] == pytest.approx([row[key] for row in reference], abs=1e-4), (name, key)
+        for row, theirs in zip(rows[1:], reference[1:], strict=True):
+            assert row["probe/rank_tokens"] == pytest.approx(theirs["probe/rank_tokens"], rel=0.01), name
+        assert (tmp_path / f"all-{name}" / "dense" / "model.safetensors").exists()
 
     # One process got the signal; both stopped, at the same step, with a checkpoint.
     assert said.count("leaves signal with 130") == 2
