@@ -13,7 +13,7 @@ from jaxtyping import Float, Integer, Shaped, UInt8
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from nibabel.affines import apply_affine, voxel_sizes
@@ -28,6 +28,7 @@ from foundation.study import Series
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, without black; label 1 is orange in every picture.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+RINGS = ((0.0, 0.0), (0.5, 1.0), (0.5, 0.0), (0.6, 0.5))  # how much is mixed in, of which grey (0 black, 1 white)
 OVERLAY = 0.5  # how much of the colour covers the image
 PANEL_PIXELS = 360  # height of the tallest of the three panels
 GAP_PIXELS = 6
@@ -85,8 +86,11 @@ def three_planes(
 
 
 def colour_of(value: int) -> str:
-    """The colour of a label value, the same in every picture."""
-    return COLOURS[(value - 1) % len(COLOURS)]
+    """The colour of a label value, the same in every picture: after seven values lighter, darker, then greyer ones."""
+    turn, place = divmod(value - 1, len(COLOURS))
+    share, towards = RINGS[turn % len(RINGS)]
+    mixed = (1 - share) * np.asarray(to_rgb(COLOURS[place])) + share * towards
+    return to_hex(mixed)  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
+from foundation.cohort.materials import STRUCTURES
 from foundation.errors import InputError
 from foundation.figures import (
+    COLOURS,
     PANEL_PIXELS,
     ScoreRow,
     colour_of,
@@ -143,3 +145,11 @@ def test_a_misspelt_curve_is_an_input_error(tmp_path: Path):
     with pytest.raises(InputError, match="Did you mean 'loss'"):
         plot_curves(tmp_path / "curves.png", [{"step": 0, "loss": 1.0}], ["los"])
     assert not list(tmp_path.iterdir())
+
+
+def test_every_structure_of_the_cohort_has_a_colour_of_its_own():
+    colours = {name: np.asarray(to_rgb(colour_of(value))) for name, value in STRUCTURES.items()}
+    for name, colour in colours.items():
+        nearest = min(np.abs(colour - other).max() for rival, other in colours.items() if rival != name)
+        assert nearest > 0.08, name
+    assert colour_of(1).lower() == COLOURS[0].lower()
