@@ -243,6 +243,7 @@ def train(
     say = on_start if crew.is_main else _silence
     order = SampleOrder(len(dataset), config, start=0, rank=crew.rank, world_size=crew.world)
 
+    _installed_trackers(config, folder)  # a rehearsal too says what is missing
     identity = _identity(objective, config, label) | {"samples": str(len(dataset))} | dict(about or {})
     state = crew.state_from_main(lambda: _read_state(folder, identity, say, tidy=not rehearse))
     if state is not None:
@@ -512,12 +513,20 @@ class _Log:
 
 
 def _open_trackers(accelerator: Accelerator, config: TrainingConfig, folder: Path, label: str) -> None:
+    accelerator.project_configuration.set_directories(str(folder))
+    accelerator.log_with = _installed_trackers(config, folder)
+    settings = {name: value for name, value in config if isinstance(value, (int, float, str))}
+    accelerator.init_trackers(label.replace(" ", "-"), config=settings)
+
+
+def _installed_trackers(config: TrainingConfig, folder: Path) -> list[Any]:
+    """What accelerate knows the config's trackers by; all of them must be there."""
     from accelerate.tracking import filter_trackers
 
-    accelerator.project_configuration.set_directories(str(folder))
+    found = []
     try:
-        accelerator.log_with = filter_trackers(list(config.trackers), str(folder))
-        missing = set(config.trackers) - {getattr(one, "value", str(one)) for one in accelerator.log_with}
+        found = filter_trackers(list(config.trackers), str(folder)) if config.trackers else []
+        missing = set(config.trackers) - {getattr(one, "value", str(one)) for one in found}
     except ImportError as error:
         missing = {error.name or str(error)}
     if missing:
@@ -526,8 +535,7 @@ def _open_trackers(accelerator: Accelerator, config: TrainingConfig, folder: Pat
             got=", ".join(sorted(missing)),
             remedy="Install them beside Larmor, or take them out: metrics.jsonl is written anyway.",
         )
-    settings = {name: value for name, value in config if isinstance(value, (int, float, str))}
-    accelerator.init_trackers(label.replace(" ", "-"), config=settings)
+    return found
 
 
 def read_records(path: Path) -> list[Record]:
