@@ -336,6 +336,7 @@ def train(
             trouble, last = Trouble(worst), step == config.steps
             if trouble:
                 engine.discard()
+                loss = crew.mean({"loss": losses["loss"]})["loss"]  # it may have been another process's
                 row = bad_steps.skip(step, trouble, loss, norm, file=folder)
                 log.add(row, engine.torch_optimizer)
                 say(f"{label}: step {step} skipped ({row['skipped']}), {len(bad_steps.ledger)} of {config.skip_budget}")
