@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ class Fitted:
 def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None = None) -> Fitted:
     """Fit, evaluate, save. `test_studies` may be given when several runs share them and reading takes long."""
     collection = read_manifest(config.data.manifest)
+    fingerprint = cache(collection.fingerprint)
     rows = choose_rows(collection, config.data, config.training.seed)
     torch.manual_seed(config.training.seed)
     model = make_model(config)
@@ -60,7 +62,7 @@ def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None
         config.folder,
         label=f"{config.name} {config.recipe}",
         accelerator=accelerator,
-        about=_settings(config, collection.fingerprint(), [row.subject for row in rows]),
+        about=lambda: _settings(config, fingerprint(), [row.subject for row in rows]),
         on_accept=begin,
     )
     merge_lora(model)
@@ -78,7 +80,7 @@ def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None
             "training_seconds": result.seconds,
             "manifest": str(config.data.manifest),
             "split": config.data.test_split,
-            "data": collection.fingerprint(),
+            "data": fingerprint(),
             "trained_on": [row.subject for row in rows],
         }
         written = [config.folder / "loss.png"]

@@ -7,7 +7,7 @@ A misspelt key is an `InputError` with the closest known one; nothing unknown pa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -49,6 +49,18 @@ def save_config(config: BaseModel, path: Path) -> None:
     """The resolved config as YAML, so that a run explains itself."""
     with write_aside(path) as aside:
         aside.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def check_continues(what: str, earlier: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Work in a folder continues with the settings it began with, or an `InputError` names the first that differs."""
+    for name, value in now.items():
+        if earlier.get(name) != value:
+            raise InputError(
+                f"a {what} continues with the {name} it began with",
+                got=f"{value} instead of {earlier.get(name)}",
+                remedy="Name another folder, or remove this one.",
+                file=folder,
+            )
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

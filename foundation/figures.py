@@ -259,6 +259,11 @@ def plot_reconstruction(path: Path, rows: Sequence[tuple[str, Shaped[np.ndarray,
     save_png(path, figure)
 
 
+def axial_plane(volume: Shaped[np.ndarray, "x y z"], place: int) -> Shaped[np.ndarray, "up right"]:
+    """One slice of a volume on RAS axes as radiologists look at it: anterior up, the patient's right on the left."""
+    return np.rot90(volume[::-1, :, place])
+
+
 def plot_labels(
     path: Path,
     image: Float[np.ndarray, "height width"],

@@ -28,7 +28,7 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from foundation.config import Config
+from foundation.config import Config, check_continues
 from foundation.engines import (
     Average,
     Crew,
@@ -226,7 +226,7 @@ def train(
     on_start: Callable[[str], None] = print,
     rehearse: bool = False,
     gauge: Gauge | None = None,
-    about: Mapping[str, str] | None = None,
+    about: Callable[[], Mapping[str, str]] = dict,
     on_accept: Callable[[], None] | None = None,
 ) -> TrainingResult:
     """Train `objective` in place, continuing from the newest good checkpoint in `folder` if there is one.
@@ -235,7 +235,7 @@ def train(
     step, saves a checkpoint and exits; the same command continues. A folder that holds checkpoints of other settings is
     refused. `rehearse` does everything up to the first update, on a real batch, says what it found and writes nothing.
     `gauge` adds figures to the records, at intervals of its own. `about` says what else a checkpoint may not differ in, the
-    data for one; `on_accept` is called on the main process once the folder is known to belong to this run.
+    data for one; it and `on_accept` are called on the main process, the second once the folder is known to belong to this run.
     """
     accelerator = accelerator or make_accelerator()
     name = what_runs(accelerator, config)
@@ -243,9 +243,16 @@ def train(
     say = on_start if crew.is_main else _silence
     order = SampleOrder(len(dataset), config, start=0, rank=crew.rank, world_size=crew.world)
 
-    _installed_trackers(config, folder)  # a rehearsal too says what is missing
-    identity = _identity(objective, config, label) | {"samples": str(len(dataset))} | dict(about or {})
-    state = crew.state_from_main(lambda: _read_state(folder, identity, say, tidy=not rehearse))
+    trackers = _installed_trackers(config, folder)  # a rehearsal too says what is missing
+    identity = _identity(objective, config, label) | {"samples": str(len(dataset))}
+
+    def read_state() -> RunState | None:
+        identity.update(
+            about()
+        )  # by the main process alone: to fingerprint a collection is to look at all of its files
+        return _read_state(folder, identity, say, tidy=not rehearse)
+
+    state = crew.state_from_main(read_state)
     if state is not None:
         put_tensors(objective, state.weights)
     if crew.is_main and on_accept is not None and not rehearse:
@@ -281,7 +288,7 @@ def train(
         warmup_lr_init=config.final_learning_rate,
         t_in_epochs=False,
     )
-    log = _Log(folder, accelerator, config, label=label, start=start, is_main=crew.is_main and not rehearse)
+    log = _Log(folder, accelerator, config, trackers, label=label, start=start, is_main=crew.is_main and not rehearse)
     peak_flops = None
     if isinstance(objective, SaysWork) and start < config.steps:
         peak_flops = matmul_rate(str(engine.device), engine.bf16, torch.get_num_threads())
@@ -442,14 +449,7 @@ def _read_state(folder: Path, identity: dict[str, str], say: Callable[[str], Non
     if found is None:
         return None
     state = RunState.read(found[1])
-    for name, value in identity.items():
-        if state.identity.get(name) != value:
-            raise InputError(
-                f"a run continues with the {name} it began with",
-                got=f"{value} instead of {state.identity.get(name)}",
-                remedy="Name another folder, or remove this one.",
-                file=folder,
-            )
+    check_continues("run", state.identity, identity, folder)
     return state
 
 
@@ -478,7 +478,15 @@ class _Log:
     """metrics.jsonl, and the trackers that the config names. Records later than the checkpoint are dropped: they will recur."""
 
     def __init__(
-        self, folder: Path, accelerator: Accelerator, config: TrainingConfig, *, label: str, start: int, is_main: bool
+        self,
+        folder: Path,
+        accelerator: Accelerator,
+        config: TrainingConfig,
+        trackers: list[Any],
+        *,
+        label: str,
+        start: int,
+        is_main: bool,
     ):
         self.path, self.is_main = folder / "metrics.jsonl", is_main
         there = read_records(self.path) if is_main and self.path.exists() else []
@@ -490,7 +498,7 @@ class _Log:
         self._began = time.perf_counter()
         self._accelerator = accelerator if config.trackers and is_main else None
         if self._accelerator is not None:
-            _open_trackers(self._accelerator, config, folder, label)
+            _open_trackers(self._accelerator, trackers, config, folder, label)
 
     @property
     def seconds(self) -> float:
@@ -513,9 +521,11 @@ class _Log:
                 tracker.finish()
 
 
-def _open_trackers(accelerator: Accelerator, config: TrainingConfig, folder: Path, label: str) -> None:
+def _open_trackers(
+    accelerator: Accelerator, trackers: list[Any], config: TrainingConfig, folder: Path, label: str
+) -> None:
     accelerator.project_configuration.set_directories(str(folder))
-    accelerator.log_with = _installed_trackers(config, folder)
+    accelerator.log_with = trackers
     settings = {name: value for name, value in config if isinstance(value, (int, float, str))}
     accelerator.init_trackers(label.replace(" ", "-"), config=settings)
 

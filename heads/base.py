@@ -147,10 +147,11 @@ class Head(nn.Module):
         """Scalars with `loss`."""
         raise NotImplementedError
 
-    def adopt(self, start: Head) -> frozenset[str]:
-        """Copy what fits by name and shape from a fitted head; return the names of what was copied whole."""
+    def adopt(self, start: Head, *, but: frozenset[str] = frozenset()) -> frozenset[str]:
+        """Copy what fits by name and shape from a fitted head, `but` for some; return the names of what was copied whole."""
         theirs, ours = start.state_dict(), self.state_dict()
-        fits = {name: tensor for name, tensor in theirs.items() if name in ours and ours[name].shape == tensor.shape}
+        shared = (theirs.keys() & ours.keys()) - but
+        fits = {name: theirs[name] for name in shared if ours[name].shape == theirs[name].shape}
         self.load_state_dict(fits, strict=False)
         return frozenset(fits)
 

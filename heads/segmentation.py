@@ -134,14 +134,12 @@ class Head(LabelMapHead):
             x = merge(torch.cat([up(x), detail], dim=1))
         return x
 
-    def adopt(self, start: base.Head) -> frozenset[str]:
+    def adopt(self, start: base.Head, *, but: frozenset[str] = frozenset()) -> frozenset[str]:
         """Everything but the last layer by shape; that layer's rows by the names of the structures."""
-        fresh = {name: tensor.clone() for name, tensor in self.classify.state_dict().items()}
-        copied = super().adopt(start)
-        self.classify.load_state_dict(fresh)
-        last = frozenset(f"classify.{name}" for name in fresh)
+        last = frozenset(f"classify.{name}" for name, _ in self.classify.named_parameters())
+        copied = super().adopt(start, but=but | last)
         if not isinstance(start, Head) or start.config.channels != self.config.channels:
-            return copied - last
+            return copied
         theirs = {None: 0} | {one.name: row for row, one in enumerate(start.config.structures, start=1)}
         ours = [None, *(one.name for one in self.config.structures)]
         with torch.no_grad():
@@ -149,7 +147,7 @@ class Head(LabelMapHead):
                 if name in theirs:
                     for parameter, fitted in zip(self.classify.parameters(), start.classify.parameters(), strict=True):
                         parameter[row] = fitted[theirs[name]]
-        return copied | last if set(ours) <= set(theirs) else copied - last
+        return copied | last if set(ours) <= set(theirs) else copied
 
     def _details(self, voxels: Tensor, has_series: Tensor, contrast: Tensor) -> list[Tensor]:
         """The stem's maps at full, half, quarter and an eighth of the resolution, averaged over the series that are there."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -81,6 +82,11 @@ class Parts:
         dataset = objective.make_samples(Mended(studies, damage), config.crop)
         return cls(studies, objective, dataset, None if config.probe is None else Probe(config.probe))
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the data; of a large collection it takes a while."""
+        return self.studies.fingerprint()
+
 
 def rehearse(config: PretrainConfig) -> None:
     """Everything but the training: data, model, engine, one real batch forward and backward, a folder that can be written."""
@@ -97,7 +103,7 @@ def rehearse(config: PretrainConfig) -> None:
         label="pretrain",
         accelerator=accelerator,
         rehearse=True,
-        about=_settings(config, parts.studies),
+        about=lambda: _settings(config, parts),
     )
     if accelerator.is_main_process:
         print("pretrain: ready; nothing was trained and no weights were written")
@@ -119,7 +125,7 @@ def pretrain(config: PretrainConfig) -> Path:
         label="pretrain",
         accelerator=accelerator,
         gauge=parts.probe,
-        about=_settings(config, parts.studies),
+        about=lambda: _settings(config, parts),
         on_accept=lambda: save_config(config, config.folder / "config.yaml"),
     )
     model_folder = config.folder / "model"
@@ -128,7 +134,7 @@ def pretrain(config: PretrainConfig) -> Path:
             "versions": software_versions(),
             "data": {
                 "source": _source(config),
-                "fingerprint": parts.studies.fingerprint(),
+                "fingerprint": parts.fingerprint,
                 "studies": len(parts.studies),
             },
             "config": config.model_dump(mode="json"),
@@ -150,10 +156,10 @@ def pretrain(config: PretrainConfig) -> Path:
     return model_folder
 
 
-def _settings(config: PretrainConfig, studies: Studies) -> dict[str, str]:
+def _settings(config: PretrainConfig, parts: Parts) -> dict[str, str]:
     """What a run may not change when it continues, besides its training settings."""
     return {
-        "data": studies.fingerprint(),
+        "data": parts.fingerprint,
         "splits": repr(config.splits),
         "objective": config.objective.model_dump_json(),
         "crop": config.crop.model_dump_json(),

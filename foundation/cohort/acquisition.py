@@ -27,7 +27,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from foundation.cohort.anatomy import Anatomy, Subject
-from foundation.cohort.grids import block_mean, grid_mm, sample, smooth_noise
+from foundation.cohort.grids import block_mean, grid_mm, largest_share, sample, smooth_noise
 from foundation.cohort.materials import INDEX, LABEL_OF, MATERIALS
 from foundation.physics.artefacts import ARTEFACTS, SEVERITIES, Artefact, draw_artefact
 from foundation.physics.kspace import smooth_phase
@@ -258,13 +258,12 @@ def labels_on(anatomy: Anatomy, shape: tuple[int, int, int], affine: np.ndarray)
     of = torch.from_numpy(LABEL_OF)
     first, second = (inside * of[one[x, y, z].int()] for one in (anatomy.first, anatomy.second))
     share = anatomy.share[x, y, z]
-    most, labels = torch.zeros(shape), torch.zeros(shape, dtype=torch.uint8)
-    for value in first.unique().tolist():
-        fills = torch.where(first == value, share, 0) + torch.where(second == value, 1 - share, 0)
-        fills = block_mean(fills[None], fine, *num)[0][0]
-        labels = torch.where(fills > most, value, labels)
-        most = torch.maximum(fills, most)
-    return labels.numpy()
+
+    def fills(value: int) -> Tensor:
+        share_of_fine = torch.where(first == value, share, 0) + torch.where(second == value, 1 - share, 0)
+        return block_mean(share_of_fine[None], fine, *num)[0][0]
+
+    return largest_share(shape, first.unique().tolist(), fills)
 
 
 # -------------------------------------------------------------------------------- Acquisition

@@ -23,7 +23,7 @@ from foundation.cohort.disease import anatomy_with_disease
 from foundation.cohort.label_maps import LabelMaps
 from foundation.cohort.materials import BRAIN, LESIONS, shows
 from foundation.cohort.templates import AnatomySource, BundledTemplate
-from foundation.figures import save_png
+from foundation.figures import axial_plane, save_png
 from foundation.physics.artefacts import ARTEFACTS, draw_artefact
 from foundation.physics.relaxometry import sample_tissues
 from foundation.progress import progress
@@ -84,9 +84,7 @@ def _show(axes: Axes, scan: Scan, anatomy: Anatomy, title: str) -> None:
     wanted = lesion if lesion.any() else shows(scan.labels, ["lateral ventricle"])
     place = int(np.argmax(np.count_nonzero(wanted, axis=(0, 1))))
     low, high = np.percentile(scan.series.voxels[shows(scan.labels, BRAIN)], [0.5, 99.7])
-    axes.imshow(
-        np.rot90(scan.series.voxels[::-1, :, place]), cmap="gray", vmin=min(0.0, float(low)), vmax=1.1 * float(high)
-    )
+    axes.imshow(axial_plane(scan.series.voxels, place), cmap="gray", vmin=min(0.0, float(low)), vmax=1.1 * float(high))
     axes.set_title(title, color="white", fontsize=6)
 
 

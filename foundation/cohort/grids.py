@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import reduce
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from nibabel.affines import apply_affine, from_matvec
 from numpy.random import Generator
 from torch import Tensor
@@ -49,6 +50,18 @@ def smooth_noise(
     for basis in bases:  # each turn replaces the first axis and puts it last
         field = torch.einsum("abc,xa->bcx", field, basis)
     return field
+
+
+def largest_share(
+    shape: tuple[int, ...], values: Iterable[int], share_of: Callable[[int], Float[Tensor, "i j k"]]
+) -> UInt8[np.ndarray, "i j k"]:
+    """The value that fills most of each voxel, 0 where none fills any; one share in memory at a time."""
+    most, labels = torch.zeros(shape), torch.zeros(shape, dtype=torch.uint8)
+    for value in values:
+        share = share_of(value)
+        labels = torch.where(share > most, value, labels)
+        most = torch.maximum(share, most)
+    return labels.numpy()
 
 
 def mm_axes(shape: tuple[int, ...], affine: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 from foundation.cohort.anatomy import Anatomy, Subject
 from foundation.cohort.disease import anatomy_with_disease
-from foundation.cohort.grids import grid_mm, sample
+from foundation.cohort.grids import grid_mm, largest_share, sample
 from foundation.cohort.materials import STRUCTURES
 from foundation.cohort.patient import CohortConfig
 
@@ -37,9 +37,8 @@ def _put_on(other: Anatomy, one: Anatomy) -> UInt8[np.ndarray, "x y z"]:
     """The structures of one grid's head at the voxels of the other."""
     points = grid_mm(one.shape, one.affine)
     stored = torch.from_numpy(other.labels)
-    most, labels = torch.zeros(one.shape), torch.zeros(one.shape, dtype=torch.uint8)
-    for value in stored.unique().tolist():
-        share = sample((stored == value).float()[None], other.affine, points, padding="border")[0]
-        labels = torch.where(share > most, value, labels)
-        most = torch.maximum(share, most)
-    return labels.numpy()
+    return largest_share(
+        one.shape,
+        stored.unique().tolist(),
+        lambda value: sample((stored == value).float()[None], other.affine, points, padding="border")[0],
+    )

@@ -15,16 +15,13 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 
 from foundation.cohort.acquisition import quantitative_maps
 from foundation.cohort.anatomy import IMAGE, subject_name
@@ -32,10 +29,10 @@ from foundation.cohort.oracle import oracle_dice
 from foundation.cohort.outcome import oracle_concordance
 from foundation.cohort.patient import CohortConfig, make_patient
 from foundation.cohort.raw import simulate_raw, write_raw
-from foundation.config import load_config, parse_config, save_config
+from foundation.config import check_continues, load_config, parse_config, save_config
 from foundation.errors import InputError
 from foundation.files import write_aside, write_folder_aside
-from foundation.parallel import one_thread
+from foundation.parallel import in_order, one_thread
 from foundation.progress import progress
 from foundation.reading.collection import Row, SeriesEntry, Split, write_manifest
 from foundation.reading.nifti import write_labels, write_sidecar, write_volume
@@ -57,24 +54,8 @@ def write_cohort(folder: Path, config: CohortConfig, num_subjects: int, *, proce
     save_config(config, folder / "cohort.yaml")
     write = partial(write_patient, folder, config)
     with progress(total=num_subjects, initial=num_subjects - len(missing), label="patients", unit="patient") as bar:
-        if processes == 1:
-            with one_thread():
-                for index in missing:
-                    write(index)
-                    bar.update()
-        else:
-            # Spawned, not forked: a fork of a process that holds threads may wait for ever.
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(
-                processes, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
-            ) as pool:
-                try:
-                    for done in as_completed([pool.submit(write, index) for index in missing]):
-                        done.result()
-                        bar.update()
-                except BaseException:
-                    pool.shutdown(wait=True, cancel_futures=True)
-                    raise
+        for _ in in_order(write, missing, processes):
+            bar.update()
     return _publish(folder, config, num_subjects, source)
 
 
@@ -145,14 +126,7 @@ def _check_folder(folder: Path, config: CohortConfig) -> None:
     settings = folder / "cohort.yaml"
     if settings.is_file():
         earlier = load_config(CohortConfig, settings)
-        for name in CohortConfig.model_fields:
-            if getattr(earlier, name) != getattr(config, name):
-                raise InputError(
-                    f"a cohort continues with the {name} it began with",
-                    got=f"{getattr(config, name)} instead of {getattr(earlier, name)}",
-                    remedy="Name another folder, or remove this one.",
-                    file=folder,
-                )
+        check_continues("cohort", dict(earlier), dict(config), folder)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         remedy = "Name another folder."
         raise InputError(

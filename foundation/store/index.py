@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from foundation.config import Config, parse_config
+from foundation.config import Config, check_continues, parse_config
 from foundation.errors import InputError
 from foundation.files import write_aside
 from foundation.preprocess import Grid, Intensity
@@ -226,15 +226,7 @@ def read_settings(folder: Path) -> StoreSettings:
 def claim_folder(folder: Path, settings: StoreSettings) -> None:
     """A store continues with the settings it began with, or begins in a new folder."""
     if (folder / SETTINGS).is_file():
-        earlier = read_settings(folder)
-        for name in StoreSettings.model_fields:
-            if getattr(earlier, name) != getattr(settings, name):
-                raise InputError(
-                    f"a store continues with the {name} it began with",
-                    got=f"{getattr(settings, name)} instead of {getattr(earlier, name)}",
-                    remedy="Name another folder, or remove this one.",
-                    file=folder,
-                )
+        check_continues("store", dict(read_settings(folder)), dict(settings), folder)
         return
     if folder.exists() and not (folder.is_dir() and all(_may_be_ours(path) for path in folder.iterdir())):
         remedy = "Name another folder."

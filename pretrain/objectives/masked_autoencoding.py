@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from foundation.encoder import Encoder, OriginEmbedding, PatientRotation, make_blocks
-from foundation.figures import plot_reconstruction
+from foundation.figures import axial_plane, plot_reconstruction
 from foundation.meters import Work, transformer_flops
 from foundation.tokens import PATCH, PATCH_VOXELS, Tokens, from_patches
 from foundation.training import Draw, Samples, seeded
@@ -109,11 +109,11 @@ class Objective(base.Objective):
         empty = torch.full((x * y * z, PATCH_VOXELS), float("nan"))
 
         def plane(*parts: tuple[Tokens, Tensor]) -> np.ndarray:
-            """The middle plane of what these tokens are said to show: anterior up, right on the left."""
+            """The middle plane of what these tokens are said to show."""
             cells = empty.clone()
             for tokens, patches in parts:
                 cells[np.ravel_multi_index(tuple(tokens.cell[0].T.numpy()), (x, y, z))] = patches[0]
-            return np.rot90(from_patches(cells, (x, y, z)).flip(0)[:, :, z * PATCH // 2].numpy())
+            return axial_plane(from_patches(cells, (x, y, z)).numpy(), z * PATCH // 2)
 
         path, seen = folder / "reconstruction.png", (visible, visible.patches)
         panels = {"measured": plane((bag, bag.patches)), "visible": plane(seen)}

@@ -6,27 +6,18 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.kill import Points
 from foundation.errors import InputError
 from foundation.faults import NORMS_NEEDED, BadSteps, Trouble
 from foundation.training import Draw, TrainingConfig, read_records, seeded, train
 
 CONFIG = TrainingConfig(steps=12, batch_size=2, warmup_steps=1, precision="fp32", log_every=1, hang_timeout_s=1.5)
-
-
-@dataclass(frozen=True)
-class Points:
-    x: Tensor
-
-    def to(self, device: Any) -> "Points":
-        return Points(self.x.to(device))
 
 
 class Cloud:
@@ -101,6 +92,11 @@ def test_a_spike_is_judged_by_the_running_median() -> None:
     assert BadSteps(budget=5, spike_factor=None, ledger=[], norms=steps.norms).judge(1.0, 1e9) == Trouble.NONE
 
 
+def train_with_workers(cloud: Cloud, folder: Path) -> None:
+    config = CONFIG.model_copy(update={"num_workers": 2})
+    train(Regression(), cloud, config, folder, label="test", on_start=len)
+
+
 def test_a_killed_worker_is_one_clear_error(tmp_path: Path) -> None:
     def dies(draw: Draw) -> None:
         if draw.index == 11:
@@ -108,14 +104,7 @@ def test_a_killed_worker_is_one_clear_error(tmp_path: Path) -> None:
 
     began = time.monotonic()
     with pytest.raises(InputError, match=r"loader workers stay alive.*samples"):
-        train(
-            Regression(),
-            Cloud(dies),
-            CONFIG.model_copy(update={"num_workers": 2}),
-            tmp_path,
-            label="test",
-            on_start=len,
-        )
+        train_with_workers(Cloud(dies), tmp_path)
     assert time.monotonic() - began < CONFIG.hang_timeout_s + 10
 
 
@@ -126,14 +115,7 @@ def test_a_worker_that_hangs_is_named_with_its_samples(tmp_path: Path) -> None:
 
     began = time.monotonic()
     with pytest.raises(InputError, match=r"nothing from worker [01] in 1.5 s, for step \d+ \(samples .*11"):
-        train(
-            Regression(),
-            Cloud(hangs),
-            CONFIG.model_copy(update={"num_workers": 2}),
-            tmp_path,
-            label="test",
-            on_start=len,
-        )
+        train_with_workers(Cloud(hangs), tmp_path)
     assert time.monotonic() - began < CONFIG.hang_timeout_s + 10
 
 

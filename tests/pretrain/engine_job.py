@@ -12,7 +12,6 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 
+from benchmarks.kill import Points
 from foundation.config import parse_config
 from foundation.errors import InputError
 from foundation.training import Draw, TrainingConfig, seeded, train
@@ -42,14 +42,6 @@ def pretend_launched(engine: str) -> None:
     os.environ.update(LAUNCHED[engine])
     for state in [PartialState._shared_state] if PartialState._shared_state else []:
         state["distributed_type"] = PROCESSES_ARE
-
-
-@dataclass(frozen=True)
-class Points:
-    x: Tensor
-
-    def to(self, device: Any) -> Points:
-        return Points(self.x.to(device))
 
 
 class Cloud:
