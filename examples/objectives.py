@@ -1,16 +1,24 @@
 """What each pretraining objective is worth: `python -m examples.objectives DATA`.
 
-DATA holds `synthseg_label_maps` and `ixi_2mm_dlmuse` (see examples/real.py). Pretrains a tiny encoder on synthetic heads made from
-the label maps, by masked autoencoding alone, with the study term, with free truth, with all three; then fits ten structures
-of the whole head at 4 mm on 3 and on 5 real IXI heads, from each of them and from nothing, and scores the heads left over.
-What free truth knows before it has seen any real image or label is scored too. Stopped, it continues.
+DATA holds `synthseg_label_maps`, `ixi_2mm_dlmuse` and `msd_task04_hippocampus` (see examples/real.py). Tiny encoders are
+pretrained on synthetic T1w heads made from the label maps: by masked autoencoding alone, with the study term, with free truth,
+with all three.
+
+- `ixi`: ten structures of the whole head at 4 mm, fitted on 3 and on 5 real heads from each of them and from nothing.
+- `hippocampus`: its two parts at 1 mm, fitted on 5 real crops from nothing and from free truth in small boxes around it.
+
+In both, what free truth knows before it has seen any real image or label is scored too. Stopped, it continues.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from examples.hippocampus import write_hippocampus_manifest
 from examples.ixi import write_ixi_manifest
 from finetune.compare import Contender, compare
 from finetune.config import FinetuneConfig
@@ -19,7 +27,8 @@ from finetune.run import make_model
 from finetune.samples import read_labelled
 from foundation.config import load_config
 from foundation.files import write_aside
-from foundation.reading.collection import read_manifest
+from foundation.reading.collection import read_manifest, write_manifest
+from foundation.reading.nifti import read_labels, read_nifti, write_labels
 from pretrain.__main__ import pretrain
 from pretrain.config import PretrainConfig
 
@@ -30,10 +39,29 @@ TERMS = {
     "masked, free truth": ("masked_autoencoding", "free_truth"),
     "all three": ("masked_autoencoding", "agreement", "free_truth"),
 }
-STEPS, LONGER = 150, 3  # from nothing a network is also given three times the steps
-NOTE = (
-    "Whole heads at 4 mm, ten structures, DLMUSE's automatic labels (IXI, CC BY-SA 3.0): a silver standard. Pretrained on "
-    "synthetic heads made from six label maps, half of them in random contrast."
+BEST = "masked, free truth"
+PRETRAINING_STEPS = 450
+LONGER = 3  # from nothing a network is also given three times the steps
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """What pretraining looks at: the cohort, its boxes' sizes, and where free truth looks."""
+
+    subjects: int
+    finest_mm: float
+    spacing_mm: tuple[float, float]
+    near: tuple[str, ...] = ()
+    crop: dict[str, Any] = field(default_factory=dict)
+
+
+HEADS = Boxes(subjects=40, finest_mm=2.0, spacing_mm=(3.0, 4.5))
+HIPPOCAMPI = Boxes(
+    subjects=16,
+    finest_mm=1.0,
+    spacing_mm=(0.8, 1.3),
+    near=("hippocampus",),
+    crop={"voxels": 48, "spacing_mm": (0.8, 1.4), "max_tokens": 160, "max_targets": 96},
 )
 
 
@@ -42,46 +70,99 @@ def main() -> None:
     parser.add_argument("data", type=Path, metavar="DATA")
     parser.add_argument("--folder", type=Path, default=Path("runs/objectives"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--labels", type=int, nargs="+", default=[3, 5])
-    parser.add_argument("--pretrain", nargs="*", choices=list(TERMS), help="only pretrain these, and stop")
-    arguments = parser.parse_args()
-    if arguments.pretrain is not None:
-        for name in arguments.pretrain:
-            pretrained(name, arguments.data, arguments.folder)
-        return
-    starts = {name: pretrained(name, arguments.data, arguments.folder) for name in TERMS}
-    manifest = write_ixi_manifest(
-        arguments.data / "ixi_2mm_dlmuse", arguments.folder / "ixi" / "manifest.jsonl", train_every=3
+    parser.add_argument("--tasks", nargs="+", choices=("ixi", "hippocampus"), default=["ixi", "hippocampus"])
+    parser.add_argument("--labels", type=int, nargs="+", help="instead of 3 and 5 on IXI, 5 on hippocampi")
+    parser.add_argument(
+        "--pretrain", nargs="*", choices=list(TERMS), help="only pretrain these for the tasks, and stop"
     )
-    tables = []
-    for num_labels in arguments.labels:
-        config = load_config(
-            FinetuneConfig,
-            CONFIGS / "finetune" / "brain-structures.yaml",
-            [
-                f"data.manifest={manifest}",
-                f"data.num_labels={num_labels}",
-                "data.spacing_mm=[4.0,4.0,4.0]",
-                f"training.steps={STEPS}",
-                "training.warmup_steps=20",
-                "training.ema_decay=0.98",
-            ],
-        )
-        if not tables:
-            without = without_real_labels(config, starts["masked, free truth"], arguments.folder / "no-real-label")
-            tables.append(f"No real image or label: Dice {without.figures['dice']}")
-        contenders = [
-            Contender("none", {"recipe": "scratch"}),
-            Contender("none, three times the steps", {"recipe": "scratch", "training.steps": LONGER * STEPS}),
-            *(Contender(name, {"recipe": "full", "encoder": str(start)}) for name, start in starts.items()),
-        ]
-        folder = arguments.folder / f"ixi-{num_labels}"
-        found = compare(config, contenders, folder, seeds=arguments.seeds, note=NOTE)
-        tables.append(f"{num_labels} labelled heads\n\n{found.table()}")
-    report = "\n\n".join([*tables, NOTE])
-    with write_aside(arguments.folder / "results.md") as aside:
-        aside.write_text(report + "\n")
-    print(f"\n{report}\nwrote {arguments.folder / 'results.md'}")
+    arguments = parser.parse_args()
+    data, folder = arguments.data, arguments.folder
+    if arguments.pretrain is not None:
+        for task in arguments.tasks:
+            for name in arguments.pretrain:
+                pretrained(name, HEADS if task == "ixi" else HIPPOCAMPI, data, folder / task)
+        return
+    for task in arguments.tasks:
+        run = ixi if task == "ixi" else hippocampus
+        report = run(data, folder / task, arguments.seeds, arguments.labels)
+        with write_aside(folder / task / "results.md") as aside:
+            aside.write_text(report + "\n")
+        print(f"\n{report}\nwrote {folder / task / 'results.md'}")
+
+
+def ixi(data: Path, folder: Path, seeds: list[int], labels: list[int] | None) -> str:
+    note = (
+        "Whole heads at 4 mm, ten structures, DLMUSE's automatic labels (IXI, CC BY-SA 3.0): a silver standard. Pretrained on "
+        f"{HEADS.subjects} synthetic T1w heads made from six label maps."
+    )
+    starts = {name: pretrained(name, HEADS, data, folder) for name in TERMS}
+    manifest = write_ixi_manifest(data / "ixi_2mm_dlmuse", folder / "data" / "manifest.jsonl", train_every=3)
+    steps = 150
+    config = load_config(
+        FinetuneConfig,
+        CONFIGS / "finetune" / "brain-structures.yaml",
+        [
+            f"data.manifest={manifest}",
+            "data.spacing_mm=[4.0,4.0,4.0]",
+            f"training.steps={steps}",
+            "training.warmup_steps=20",
+            "training.ema_decay=0.98",
+        ],
+    )
+    contenders = [
+        Contender("none", {"recipe": "scratch"}),
+        Contender("none, three times the steps", {"recipe": "scratch", "training.steps": LONGER * steps}),
+        *(Contender(name, {"recipe": "full", "encoder": str(start)}) for name, start in starts.items()),
+    ]
+    return tables(config, contenders, starts[BEST], config, folder, seeds, labels or [3, 5], note)
+
+
+def hippocampus(data: Path, folder: Path, seeds: list[int], labels: list[int] | None) -> str:
+    note = (
+        "Hippocampus, Medical Segmentation Decathlon task 4 (CC BY-SA 4.0). Pretrained on boxes around the hippocampi of "
+        f"{HIPPOCAMPI.subjects} synthetic T1w heads made from six label maps."
+    )
+    start = pretrained(BEST, HIPPOCAMPI, data, folder)
+    manifest = write_hippocampus_manifest(data / "msd_task04_hippocampus", folder / "data" / "manifest.jsonl")
+    steps = 400
+    config = load_config(
+        FinetuneConfig,
+        CONFIGS / "finetune" / "hippocampus.yaml",
+        [f"data.manifest={manifest}", f"training.steps={steps}", "training.ema_decay=0.98"],
+    )
+    whole = load_config(
+        FinetuneConfig,
+        CONFIGS / "finetune" / "hippocampus.yaml",
+        [
+            f"data.manifest={_both_parts_as_one(manifest)}",
+            "head={kind: segmentation, structures: [{value: 1, name: hippocampus, paired: true}]}",
+        ],
+    )
+    contenders = [
+        Contender("none", {"recipe": "scratch"}),
+        Contender(BEST, {"recipe": "full", "encoder": str(start)}),
+    ]
+    return tables(config, contenders, start, whole, folder, seeds, labels or [5], note)
+
+
+def tables(
+    config: FinetuneConfig,
+    contenders: list[Contender],
+    start: Path,
+    known: FinetuneConfig,
+    folder: Path,
+    seeds: list[int],
+    labels: list[int],
+    note: str,
+) -> str:
+    """What the start knows of the task `known` without a real label, and one comparison for each number of labels."""
+    without = without_real_labels(known, start, folder / "no-real-label")
+    parts = [f"No real image or label: Dice {without.figures['dice']}"]
+    for num_labels in labels:
+        asked = config.model_copy(update={"data": config.data.model_copy(update={"num_labels": num_labels})})
+        found = compare(asked, contenders, folder / f"labels-{num_labels}", seeds=seeds, note=note)
+        parts.append(found.table())
+    return "\n\n".join([*parts, note])
 
 
 def without_real_labels(config: FinetuneConfig, start: Path, folder: Path) -> Evaluation:
@@ -94,30 +175,50 @@ def without_real_labels(config: FinetuneConfig, start: Path, folder: Path) -> Ev
     return evaluation
 
 
-def pretrained(name: str, data: Path, folder: Path) -> Path:
+def pretrained(name: str, boxes: Boxes, data: Path, folder: Path) -> Path:
     """The start that an objective leaves: with the dense path where it learnt one, otherwise the encoder alone."""
-    run = folder / name.replace(", ", "-").replace(" ", "-")
+    run = folder / "pretrained" / name.replace(", ", "-").replace(" ", "-")
     start = run / ("dense" if "free_truth" in TERMS[name] else "model")
     if not (start / "config.json").is_file():
         cohort = {
-            "subjects": 40,
-            "appearance": "mixed",
+            "subjects": boxes.subjects,
+            "spacing_mm": boxes.finest_mm,
+            "appearance": "physics",
             "contrasts": ["T1w"],
             "missing_series": 0.0,
             "anatomy": str(data / "synthseg_label_maps"),
         }
-        truth = {"cohort": cohort, "voxels": 56, "spacing_mm": [3.0, 4.5]}
+        truth = {"cohort": cohort, "voxels": 56, "spacing_mm": list(boxes.spacing_mm), "near": list(boxes.near)}
         terms = [{"kind": kind, **(truth if kind == "free_truth" else {})} for kind in TERMS[name]]
         overrides = [
             f"folder={run}",
             f"cohort={cohort}",
             f"objective.terms={terms}",
             f"objective.weights={ {'agreement': 0.1} if 'agreement' in TERMS[name] else {} }",
+            *(f"crop.{key}={list(value) if isinstance(value, tuple) else value}" for key, value in boxes.crop.items()),
+            f"training.steps={PRETRAINING_STEPS}",
             # Masked boxes are cheap: without free truth there are four times as many, in less time.
             f"training.batch_size={2 if 'free_truth' in TERMS[name] else 8}",
         ]
         pretrain(load_config(PretrainConfig, CONFIGS / "pretrain" / "mixture.yaml", overrides))
     return start
+
+
+def _both_parts_as_one(manifest: Path) -> Path:
+    """The same test crops with one label for the whole hippocampus, written beside the manifest."""
+    collection = read_manifest(manifest)
+    folder = manifest.parent / "whole"
+    rows = []
+    for row in collection.split("test"):
+        assert row.mask is not None
+        image = manifest.parent / row.series[0].path
+        series = read_nifti(image)
+        mask = folder / f"{row.subject}.nii.gz"
+        write_labels(mask, (read_labels(manifest.parent / row.mask, series) > 0).astype("uint8"), series)
+        entry = row.series[0].model_copy(update={"path": os.path.relpath(image.resolve(), folder.resolve())})
+        rows.append(row.model_copy(update={"series": (entry,), "mask": mask.name}))
+    write_manifest(folder / "manifest.jsonl", rows)
+    return folder / "manifest.jsonl"
 
 
 if __name__ == "__main__":

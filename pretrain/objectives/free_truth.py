@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from foundation.cohort.acquisition import labels_on, quantitative_maps
@@ -25,7 +25,8 @@ from foundation.cohort.materials import LESIONS, STRUCTURES
 from foundation.cohort.patient import scan_again
 from foundation.cohort.stream import StreamConfig, shared_stream
 from foundation.encoder import Encoder
-from foundation.figures import plot_labels
+from foundation.errors import did_you_mean
+from foundation.figures import axial_plane, plot_labels
 from foundation.findings import Structure
 from foundation.preprocess import prepare_study, sample_at
 from foundation.study import Study
@@ -36,8 +37,10 @@ from pretrain.config import SpacingRange
 from pretrain.objectives import ObjectiveConfig, base
 from pretrain.samples import Studies
 
-PAIRED = ("cerebral cortex", "cerebral white matter", "lateral ventricle", "thalamus", "caudate", "putamen", "pallidum")
-PAIRED = (*PAIRED, "hippocampus", *LESIONS)
+PAIRED = (
+    *("cerebral cortex", "cerebral white matter", "lateral ventricle", "thalamus", "caudate", "putamen", "pallidum"),
+    *("hippocampus", *LESIONS),
+)
 MAPS = {"T1": 1000.0, "T2": 100.0, "ADC": 1000.0}  # ms, ms, 1e-6 mm^2/s: what is learnt is the logarithm of the ratio
 SMALL_STRUCTURE = 0.5  # how often a box is centred in a structure drawn evenly, rather than anywhere in the head
 
@@ -46,7 +49,8 @@ class Config(ObjectiveConfig):
     """`cohort` is where the truth comes from, whatever the run's other studies are.
 
     A box is `voxels` along each edge at a spacing log-uniform in `spacing_mm`, or the whole head where that is smaller; the
-    cohort's own spacing should not be coarser than the finest. `maps_weight` is that of the tissue parameters.
+    cohort's own spacing should not be coarser than the finest. Small boxes are best kept `near` the structures that a task
+    will ask for. `maps_weight` is that of the tissue parameters.
     """
 
     kind: Literal["free_truth"] = "free_truth"
@@ -56,6 +60,17 @@ class Config(ObjectiveConfig):
     channels: tuple[int, int, int] = (16, 32, 64)
     bottleneck: int = 128
     maps_weight: float = 0.2
+    near: tuple[str, ...] = ()
+
+    @field_validator("near")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in STRUCTURES:
+                raise ValueError(
+                    f"a box is near structures of the cohort, not {name!r}; {did_you_mean(name, STRUCTURES)}"
+                )
+        return names
 
     @property
     def own_cohort(self) -> StreamConfig:
@@ -137,8 +152,7 @@ class Objective(base.Objective):
         x, y, z = truth.shape
 
         def plane(volume: Tensor) -> np.ndarray:
-            """Anterior up, right on the left."""
-            return np.rot90(volume[:x, :y, z // 2].flip(0).float().numpy())
+            return axial_plane(volume[:x, :y].float().numpy(), z // 2)
 
         path = folder / "structures.png"
         plot_labels(path, plane(image), {"truth": plane(truth), "said": plane(guess)}, num_classes=1 + len(STRUCTURES))
@@ -168,7 +182,7 @@ class TruthStudies:
         anatomy, tissues = self.stream.head(draw.index)
         low, high = np.log(config.spacing_mm)
         spacing_mm = np.full(3, np.exp(rng.uniform(low, high)))
-        part = anatomy.crop(_box(anatomy, config.voxels * spacing_mm, rng))
+        part = anatomy.crop(_box(anatomy, config.voxels * spacing_mm, config.near, rng))
         scans = scan_again(part, tissues, config.cohort, fold(draw.seed, 32) % 2**31)
         study = Study(anatomy.subject.name, tuple(scan.series for scan in scans))
         prepared = prepare_study(study, spacing_mm.tolist())
@@ -194,12 +208,12 @@ class TruthStudies:
         )
 
 
-def _box(anatomy: Anatomy, edge_mm: np.ndarray, rng: np.random.Generator) -> Box:
+def _box(anatomy: Anatomy, edge_mm: np.ndarray, near: Sequence[str], rng: np.random.Generator) -> Box:
     """Voxels of a box with these edges, in the head, around some structure: small ones would hardly be seen otherwise."""
     size = np.minimum(np.round(edge_mm / anatomy.spacing_mm), anatomy.shape).astype(int)
     labels = anatomy.labels
-    wanted = labels > 0
-    if rng.random() < SMALL_STRUCTURE:
+    wanted = np.isin(labels, [STRUCTURES[name] for name in near]) if near else labels > 0
+    if not near and rng.random() < SMALL_STRUCTURE:
         wanted = labels == rng.choice(np.unique(labels[wanted]))
     inside = np.flatnonzero(wanted)
     centre = np.array(np.unravel_index(inside[rng.integers(len(inside))], labels.shape))

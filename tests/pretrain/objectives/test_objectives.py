@@ -327,6 +327,19 @@ def test_free_truth_is_where_the_head_is(studies: FiledStudies) -> None:
     assert (sample.is_tissue[air]).float().mean() < 0.1 and sample.is_tissue[white].float().mean() > 0.95
 
 
+def test_small_boxes_are_near_what_is_asked_for(studies: FiledStudies) -> None:
+    settings = FREE_TRUTH | {"voxels": 16, "spacing_mm": [4.0, 4.0], "cohort": SMALL_COHORT | {"contrasts": ["T1w"]}}
+    head = make("free_truth").head
+    for near in (["cerebellum"], ["lateral ventricle", "thalamus"]):
+        samples = objective_module("free_truth").TruthStudies(parse_objective(settings | {"near": near}), head)
+        classes = [1 + list(STRUCTURES).index(name) for name in near]
+        for seed in range(6):
+            labels = samples[Draw(0, seed)].study.labels
+            assert labels is not None and torch.isin(labels, torch.tensor(classes)).any()
+    with pytest.raises(InputError, match="Did you mean 'hippocampus'"):
+        parse_objective(settings | {"near": ["hipocampus"]})
+
+
 def test_pretraining_has_exactly_one_source() -> None:
     for values in ({}, {"manifest": "a.jsonl", "cohort": {}}):
         with pytest.raises(InputError, match="one source"):
