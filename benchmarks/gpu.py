@@ -186,7 +186,7 @@ def our_model(case: Case, device: torch.device) -> Objective:
     encoder = Encoder(EncoderConfig(width=case.width, depth=case.depth))
     objective = Objective(encoder, Config(decoder_width=case.decoder_width, decoder_depth=case.decoder_depth))
     encoder.embed.patch = nn.Linear(case.patch**3, case.width)
-    objective.to_voxels = nn.Linear(case.decoder_width, case.patch**3)
+    objective.decoder.to_voxels = nn.Linear(case.decoder_width, case.patch**3)
     return objective.to(device)
 
 

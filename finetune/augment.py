@@ -1,4 +1,4 @@
-"""How a training study is changed each time it is seen: space, then brightness, with MONAI's transforms.
+"""How a training study is changed each time it is seen: space, artefacts, brightness; the first and last with MONAI's transforms.
 
 Space is mirrored only where a task says that it may be: left and right mean something. A changed volume keeps its grid, as if
 the patient had turned.
@@ -14,12 +14,20 @@ import numpy as np
 import torch
 from monai.data.meta_obj import set_track_meta
 from monai.transforms.compose import Compose
-from monai.transforms.intensity.array import RandAdjustContrast, RandBiasField, RandGaussianNoise, RandGaussianSmooth
+from monai.transforms.intensity.array import (
+    RandAdjustContrast,
+    RandBiasField,
+    RandGaussianNoise,
+    RandGaussianSmooth,
+    RandHistogramShift,
+)
 from monai.transforms.spatial.dictionary import RandAffined
 
 from finetune.config import AugmentConfig
+from foundation.physics.artefacts import ARTEFACTS, draw_artefact
+from foundation.physics.kspace import smooth_phase
 from foundation.training import fold, seeded
-from heads.base import StudySample
+from heads.base import StudySample, Target
 
 set_track_meta(False)  # our samples carry their own geometry
 
@@ -45,6 +53,7 @@ class Augment:
         self._brightness = Compose(
             [
                 RandBiasField(prob=probability, coeff_range=(-config.bias_field, config.bias_field)),
+                RandHistogramShift(num_control_points=(4, 7), prob=config.curve),
                 RandAdjustContrast(prob=probability, gamma=(1 - config.gamma, 1 + config.gamma)),
                 RandGaussianSmooth(*sigma, prob=probability / 2),
             ]
@@ -63,14 +72,37 @@ class Augment:
         body = torch.as_tensor(data["body"]) > 0.5
         if not body.any():
             return sample
+        volumes, targets = self._spoil(torch.as_tensor(data["voxels"]), sample, seed)
         voxels = torch.stack(
             [
                 self._change_brightness(volume, inside, fold(seed, 2, i))
-                for i, (volume, inside) in enumerate(zip(torch.as_tensor(data["voxels"]), body, strict=True))
+                for i, (volume, inside) in enumerate(zip(volumes, body, strict=True))
             ]
         )
         labels = None if sample.labels is None else torch.as_tensor(data["labels"])[0].round().long()
-        return replace(sample, voxels=voxels, body=body, labels=labels)
+        return replace(sample, voxels=voxels, body=body, labels=labels, targets=targets)
+
+    def _spoil(
+        self, volumes: torch.Tensor, sample: StudySample, seed: int
+    ) -> tuple[torch.Tensor, dict[str, Target] | None]:
+        """Artefacts of physics in some series, and the sample's targets with what was done to the reference."""
+        if not self.config.artefact:
+            return volumes, sample.targets
+        truth = {"artefact": "none", "artefact_severity": 0} | (sample.targets or {})
+        spoilt = []
+        for series, volume in enumerate(volumes):
+            rng = np.random.default_rng(fold(seed, 9, series))
+            if rng.random() >= self.config.artefact or (series == 0 and truth["artefact"] != "none"):
+                spoilt.append(volume)  # one artefact at a time: a second would make the first one's truth wrong
+                continue
+            artefact = draw_artefact(
+                str(rng.choice(list(ARTEFACTS))), int(rng.integers(1, self.config.worst_artefact + 1)), rng
+            )
+            signal = (volume - volume.min()) * smooth_phase(volume.shape, 0.6, rng)
+            spoilt.append(artefact.apply(signal, sample.grid.spacing_mm).abs() + volume.min())
+            if series == 0:
+                truth |= {"artefact": artefact.kind, "artefact_severity": artefact.severity}
+        return torch.stack(spoilt), truth
 
     def _change_brightness(self, volume: torch.Tensor, body: torch.Tensor, seed: int) -> torch.Tensor:
         """Bias, gamma and blur act on intensities from 0, as a scanner's do; then normalise again, and add noise."""

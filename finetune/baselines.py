@@ -1,48 +1,333 @@
-"""The baseline that a segmentation head has to beat: MONAI's DynUNet, the network of nnU-Net (Isensee et al. 2021)."""
+"""What a head has to beat, in the same harness: the same rows, the same test studies, the same scores.
+
+Networks from random weights, trained by the same loop: for dense heads MONAI's DynUNet, the network of nnU-Net (Isensee et al.
+2021); for heads that answer for a whole study MONAI's DenseNet-121 (Huang et al. 2017).
+
+Without a gradient: `majority`, what the training rows say on average; `linear`, logistic or ridge regression on the frozen
+encoder's pooled features; `atlas`, the mean of the training label maps laid over the body; `threshold`, for one structure, the
+intensity of one series that best separates it in training.
+"""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
 from jaxtyping import Float
+from monai.networks.nets.densenet import DenseNet121
 from monai.networks.nets.dynunet import DynUNet
 from torch import Tensor, nn
 
-from foundation.encoder import EncoderConfig, Features
+from finetune.samples import LabelledStudy, progress_over
+from foundation.encoder import Encoder, EncoderConfig, Features
+from foundation.errors import InputError
+from foundation.preprocess import Grid, PreparedStudy, sample_at
 from foundation.tokens import Tokens
-from heads.base import StudyBatch, TaskModel
-from heads.segmentation import Config, LabelMapHead
+from heads import HeadConfig, classification, head_module, regression
+from heads._study import StudyHead
+from heads.base import Head, StudyBatch, StudySample, TaskModel
+from heads.segmentation import DenseConfig, LabelMapHead
+
+NETWORKS = ("dynunet", "densenet")
+FITTED = ("majority", "linear", "atlas", "threshold")
 
 FILTERS = (16, 32, 64, 128)  # nnU-Net's plan for these volumes has three halvings; it starts from 32 on a GPU
-
-
-def dynunet(config: Config) -> TaskModel:
-    """A task model whose encoder looks at nothing and whose head is a DynUNet on the mean of the series."""
-    return TaskModel(_Nothing(), _DynUNetHead(config))
+LEAST_VOXELS = 32  # DenseNet halves five times
+ATLAS_VOXELS = 48  # along each edge of the body's box
+THRESHOLDS = np.linspace(-3, 6, 181)  # standard deviations of the normalised series
+RIDGE = 10.0  # of standardised features
 
 
 class _Nothing(nn.Module):
+    """An encoder that looks at nothing."""
+
     def forward(self, tokens: Tokens) -> None:
         return None
 
 
-class _DynUNetHead(LabelMapHead):
-    def __init__(self, config: Config):
-        super().__init__(EncoderConfig(), config)
-        depth = len(FILTERS)
-        self.net = DynUNet(
-            spatial_dims=3,
-            in_channels=1,
-            out_channels=1 + len(config.structures),
-            kernel_size=[3] * depth,
-            strides=[1] + [2] * (depth - 1),
-            upsample_kernel_size=[2] * (depth - 1),
-            filters=FILTERS,
+def network(recipe: str, config: HeadConfig) -> TaskModel:
+    """A task model with another network in the place of encoder and head."""
+    is_dense = issubclass(head_module(config.kind).Head, LabelMapHead)
+    if is_dense != (recipe == "dynunet") or config.kind == "anomaly":
+        raise InputError(
+            "a baseline network does the task's kind",
+            got=f"recipe '{recipe}' for a head of kind '{config.kind}'",
+            remedy="Use dynunet for label maps, densenet for answers about a whole study.",
         )
-        # `skip_layers` is what runs and holds the same blocks again: named once, they are averaged and saved once.
-        for twice in ("input_block", "downsamples", "bottleneck", "upsamples"):
-            delattr(self.net, twice)
+    head = _dynunet_head(config) if isinstance(config, DenseConfig) else _DenseNetHead(config)
+    return TaskModel(_Nothing(), head)
 
-    def forward(self, features: Features | None, batch: StudyBatch) -> Float[Tensor, "batch classes x y z"]:
-        assert batch.voxels is not None and batch.has_series is not None
-        weight = batch.has_series.float() / batch.has_series.sum(dim=1, keepdim=True)
-        mean = (batch.voxels * weight[:, :, None, None, None]).sum(dim=1, keepdim=True)
-        return self.net(mean)
+
+def _dynunet_head(config: DenseConfig) -> LabelMapHead:
+    """The task's own head, so that lesions are counted where it counts them, with a DynUNet on the mean of the series."""
+    kind: type[LabelMapHead] = head_module(config.kind).Head
+
+    class DynUNetHead(kind):
+        def __init__(self) -> None:
+            LabelMapHead.__init__(self, EncoderConfig(), config)
+            depth = len(FILTERS)
+            self.net = DynUNet(
+                spatial_dims=3,
+                in_channels=1,
+                out_channels=1 + len(config.structures),
+                kernel_size=[3] * depth,
+                strides=[1] + [2] * (depth - 1),
+                upsample_kernel_size=[2] * (depth - 1),
+                filters=FILTERS,
+            )
+            # `skip_layers` is what runs and holds the same blocks again: named once, they are averaged and saved once.
+            for twice in ("input_block", "downsamples", "bottleneck", "upsamples"):
+                delattr(self.net, twice)
+
+        def forward(self, features: Features | None, batch: StudyBatch) -> Float[Tensor, "batch classes x y z"]:
+            return self.net(_mean_series(batch))
+
+    return DynUNetHead()
+
+
+class _DenseNetHead(Head):
+    """A DenseNet on the mean of the series; everything else is the task's own head's."""
+
+    is_dense = False
+
+    @property
+    def sees_voxels(self) -> bool:
+        return True
+
+    def __init__(self, config: HeadConfig):
+        super().__init__(EncoderConfig(), config)
+        own = head_module(config.kind).Head(EncoderConfig(), config)
+        assert isinstance(own, StudyHead)
+        num_outputs = own.answer.out_features
+        for unused in ("norm", "pool", "answer"):
+            setattr(own, unused, nn.Identity())
+        self.own = own
+        # Groups and not batches are normalised: a batch of few labelled studies says little of the next.
+        norm = ("group", {"num_groups": 8})
+        self.net = DenseNet121(spatial_dims=3, in_channels=1, out_channels=num_outputs, norm=norm)
+        for name in ("meet", "loss", "read", "refuse", "score_case", "summarise"):
+            setattr(self, name, getattr(own, name))
+
+    def forward(self, features: Features | None, batch: StudyBatch) -> Tensor:
+        volumes = _mean_series(batch)
+        missing = [max(0, LEAST_VOXELS - n) for n in volumes.shape[:1:-1]]
+        return self.own.finish(self.net(nn.functional.pad(volumes, [n for after in missing for n in (0, after)])))
+
+
+def _mean_series(batch: StudyBatch) -> Float[Tensor, "batch 1 x y z"]:
+    assert batch.voxels is not None and batch.has_series is not None
+    weight = batch.has_series.float() / batch.has_series.sum(dim=1, keepdim=True)
+    return (batch.voxels * weight[:, :, None, None, None]).sum(dim=1, keepdim=True)
+
+
+# ------------------------------------------------------------------------------------------------ without a gradient
+
+
+class Baseline(TaskModel):
+    """A task's head with another way to its output. `fit` is called once, with the training studies."""
+
+    def __init__(self, config: HeadConfig):
+        super().__init__(_Nothing(), head_module(config.kind).Head(EncoderConfig(), config))
+
+    def fit(self, studies: Sequence[LabelledStudy]) -> None:
+        raise NotImplementedError
+
+    def output_of(self, prepared: PreparedStudy) -> Tensor:
+        raise NotImplementedError
+
+
+def baseline(recipe: str, config: HeadConfig, encoder: Encoder | None) -> Baseline:
+    """A baseline of this recipe, or an `InputError` if it cannot do the task."""
+    if recipe == "linear":
+        if encoder is None:
+            raise InputError(
+                "recipe 'linear' looks at a pretrained encoder's features",
+                got="encoder: null",
+                remedy="Set encoder=FOLDER (pretraining writes one).",
+            )
+        made = _Linear(config, encoder)
+    else:
+        made = {"majority": _Majority, "atlas": _Atlas, "threshold": _Threshold}[recipe](config)
+    if not made.does(config):
+        raise InputError(
+            "a baseline does the task's kind",
+            got=f"recipe '{recipe}' for a head of kind '{config.kind}'",
+            remedy=made.WHAT,
+        )
+    return made
+
+
+class _Majority(Baseline):
+    WHAT = "It answers for a whole study: classification, regression."
+
+    @staticmethod
+    def does(config: HeadConfig) -> bool:
+        return isinstance(config, classification.Config | regression.Config)
+
+    def fit(self, studies: Sequence[LabelledStudy]) -> None:
+        """The head has met the rows already: what it adds to any answer is all there is."""
+
+    def output_of(self, prepared: PreparedStudy) -> Tensor:
+        assert isinstance(self.head, StudyHead)
+        return self.head.finish(torch.zeros(1, self.head.answer.out_features))
+
+
+class _Linear(Baseline):
+    WHAT = "It answers for a whole study: classification, regression."
+
+    def __init__(self, config: HeadConfig, encoder: Encoder):
+        super().__init__(config)
+        self.look = encoder.eval()
+
+    @staticmethod
+    def does(config: HeadConfig) -> bool:
+        return _Majority.does(config)
+
+    def fit(self, studies: Sequence[LabelledStudy]) -> None:
+        from sklearn.preprocessing import StandardScaler
+
+        head = self.head
+        assert isinstance(head, StudyHead)
+        features = np.stack([self._features(study.prepared) for study in progress_over(studies, "features")])
+        self.scale = StandardScaler().fit(features)
+        features = np.asarray(self.scale.transform(features))
+        targets = [study.targets for study in studies]
+        self.maps = [_linear_map(features, truth, is_class) for truth, is_class in _columns(head, targets)]
+
+    def _features(self, prepared: PreparedStudy) -> np.ndarray:
+        with torch.inference_mode():
+            found = self.look(StudyBatch.of([StudySample.of(prepared)], dense=False).tokens)
+            return torch.cat([found.registers[0].flatten(), found.tokens[0].mean(dim=0)]).float().numpy()
+
+    def output_of(self, prepared: PreparedStudy) -> Tensor:
+        assert isinstance(self.head, StudyHead)
+        features = self.scale.transform(self._features(prepared)[None])[0]
+        said = [weights @ features + constant for weights, constant in self.maps]
+        head = self.head
+        if isinstance(head, regression.Head):
+            return torch.tensor([said[0]], dtype=torch.float32)
+        return torch.tensor([said], dtype=torch.float32)
+
+
+def _columns(head: StudyHead, targets: Sequence[dict]) -> list[tuple[np.ndarray, bool]]:
+    """What each output of a head is fitted to: a number, or 0 and 1 for a class; not a number where a row does not know."""
+    if isinstance(head, regression.Head):
+        return [(np.array([head.truth_of(one) for one in targets]), False)]
+    assert isinstance(head, classification.Head)
+    truth = np.array([head.truth_of(one) for one in targets])
+    if head.config.target is None:
+        return [(truth[:, index], True) for index in range(truth.shape[1])]
+    known = np.where(np.isfinite(truth[:, 0]), 0.0, np.nan)
+    return [((truth[:, 0] == index) + known, True) for index in range(len(head.config.classes))]
+
+
+def _linear_map(features: np.ndarray, truth: np.ndarray, is_class: bool) -> tuple[np.ndarray, float]:
+    """Weights and constant, fitted to the rows that know; a class that all or none have is its frequency."""
+    from sklearn.linear_model import LogisticRegression, Ridge
+
+    known = np.isfinite(truth)
+    features, truth = features[known], truth[known]
+    if not is_class:
+        fitted = Ridge(alpha=RIDGE).fit(features, truth)
+        return fitted.coef_, float(fitted.intercept_)
+    share = (truth.sum() + 1) / (len(truth) + 2)
+    if len(np.unique(truth)) < 2:
+        return np.zeros(features.shape[1]), float(np.log(share / (1 - share)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        fitted = LogisticRegression(C=1 / RIDGE, max_iter=1000).fit(features, truth)
+    return fitted.coef_[0], float(fitted.intercept_[0])
+
+
+class _Dense(Baseline):
+    """A baseline of label maps: its output is log shares of the classes on the study's grid."""
+
+    WHAT = "It draws label maps: segmentation, detection."
+
+    @staticmethod
+    def does(config: HeadConfig) -> bool:
+        return isinstance(config, DenseConfig)
+
+    @property
+    def num_classes(self) -> int:
+        return 1 + len(self.head.config.structures)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+
+    def _classes(self, study: LabelledStudy) -> np.ndarray:
+        assert study.labels is not None
+        return study.prepared.labels_to_grid(self.head.classes_of(study.labels))
+
+
+class _Atlas(_Dense):
+    """Shares of the classes in a box around the body, which is all that is aligned."""
+
+    def fit(self, studies: Sequence[LabelledStudy]) -> None:
+        shares = torch.zeros(self.num_classes, *(ATLAS_VOXELS,) * 3)
+        for study in studies:
+            classes = torch.from_numpy(self._classes(study).astype(np.int64))
+            one_hot = nn.functional.one_hot(classes, self.num_classes).movedim(-1, 0).float().numpy()
+            box, own = _body_grid(study.prepared), study.prepared.grid
+            shares += torch.from_numpy(np.stack([sample_at(one, own.affine, box) for one in one_hot]))
+        self.shares = shares / len(studies)
+
+    def output_of(self, prepared: PreparedStudy) -> Tensor:
+        box = _body_grid(prepared)
+        laid = np.stack([sample_at(one.numpy(), box.affine, prepared.grid) for one in self.shares])
+        on_grid = torch.from_numpy(laid)
+        on_grid[0] += 1 - on_grid.sum(dim=0)  # beyond the box there is only background
+        return on_grid.clamp(min=1e-6).log()[None]
+
+
+def _body_grid(prepared: PreparedStudy) -> Grid:
+    """`ATLAS_VOXELS` along each edge of the reference series' body, on the study's axes."""
+    where = np.argwhere(prepared.body[0])
+    first, last = where.min(axis=0) - 0.5, where.max(axis=0) + 0.5
+    step = (last - first) / ATLAS_VOXELS
+    affine = prepared.grid.affine.copy()
+    affine[:3, :3] = prepared.grid.affine[:3, :3] * step
+    affine[:3, 3] = prepared.grid.affine[:3, :3] @ (first + step / 2) + prepared.grid.affine[:3, 3]
+    return Grid((ATLAS_VOXELS, ATLAS_VOXELS, ATLAS_VOXELS), affine)
+
+
+class _Threshold(_Dense):
+    WHAT = "It draws one structure by the brightness of one series."
+
+    @staticmethod
+    def does(config: HeadConfig) -> bool:
+        return isinstance(config, DenseConfig) and len(config.structures) == 1
+
+    def fit(self, studies: Sequence[LabelledStudy]) -> None:
+        """The contrast, the threshold and whether it is above or below that give the best mean Dice in training."""
+        contrasts = {contrast for study in studies for contrast in study.prepared.contrasts}
+        best = (-1.0, "", 0.0, 1)
+        for contrast in sorted(contrasts):
+            for sign in (1, -1):
+                dice = np.zeros(len(THRESHOLDS))
+                for study in studies:
+                    if contrast in study.prepared.contrasts:
+                        dice += _dice_by_threshold(
+                            *self._voxels(study.prepared, contrast, sign), self._classes(study) > 0
+                        )
+                place = int(dice.argmax())
+                best = max(best, (float(dice[place]) / len(studies), contrast, float(THRESHOLDS[place]), sign))
+        _, self.contrast, self.threshold, self.sign = best
+
+    @staticmethod
+    def _voxels(prepared: PreparedStudy, contrast: str, sign: int) -> tuple[np.ndarray, np.ndarray]:
+        index = prepared.contrasts.index(contrast) if contrast in prepared.contrasts else 0  # pyright: ignore[reportArgumentType]
+        return sign * prepared.voxels[index], prepared.body[index]
+
+    def output_of(self, prepared: PreparedStudy) -> Tensor:
+        voxels, body = self._voxels(prepared, self.contrast, self.sign)
+        is_there = torch.from_numpy((voxels > self.threshold) & body).float()
+        return torch.stack([1 - is_there, is_there])[None] * 10
+
+
+def _dice_by_threshold(voxels: np.ndarray, body: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Dice at each of `THRESHOLDS` of 'brighter than it and in the body'; 1 where neither has a voxel."""
+    edges = np.concatenate([THRESHOLDS, [np.inf]])
+    counts = np.histogram(voxels[body], edges)[0][::-1].cumsum()[::-1]
+    hits = np.histogram(voxels[body & truth], edges)[0][::-1].cumsum()[::-1]
+    both = counts + truth.sum()
+    return np.where(both > 0, 2 * hits / np.maximum(both, 1), 1.0)

@@ -17,7 +17,7 @@ import numpy as np
 from finetune.config import FinetuneConfig
 from finetune.evaluate import Interval, bootstrap, without_nan
 from finetune.run import finetune, make_model
-from finetune.samples import read_labelled
+from finetune.samples import LabelledStudy, read_labelled
 from foundation.config import load_config, parse_config
 from foundation.errors import InputError
 from foundation.figures import ScoreRow, plot_dice_table
@@ -80,25 +80,20 @@ def compare(
     *,
     seeds: Sequence[int] = (0,),
     note: str = "",
+    test: list[LabelledStudy] | None = None,
 ) -> Comparison:
     """Run every contender with every seed; write comparison.md, comparison.json and comparison.png into `folder`.
 
-    `note` is printed under the table, for example that its cohort is synthetic.
+    `note` is printed under the table, for example that its cohort is synthetic. `test` may be given when several comparisons
+    share it.
     """
-    collection = read_manifest(config.data.manifest)
-    head = make_model(config.model_copy(update={"recipe": "scratch"})).head
-    test = read_labelled(
-        collection, collection.split(config.data.test_split), head, config.data.spacing_mm, label="read test studies"
-    )
-    if not test:
-        raise InputError(
-            "a comparison has test studies", got="none", remedy="Name another data.test_split.", file=collection.path
-        )
-    data = collection.fingerprint()
+    head = _head_of(config)
+    test = read_test_studies(config) if test is None else test
+    data = read_manifest(config.data.manifest).fingerprint()
     measured: dict[str, list[dict[str, Any]]] = {contender.title: [] for contender in contenders}
     for seed in seeds:
         for contender in contenders:
-            changes = {"folder": str(_place(folder, contender, seed)), "training.seed": seed}
+            changes = {"folder": str(place_of(folder, contender, seed)), "training.seed": seed}
             run = _changed(config, {**contender.changes, **changes})
             content = _finished(run, data)
             if content is None:
@@ -122,7 +117,7 @@ def compare(
                 bootstrap(own, lambda cases: _mean_over_seeds(cases, head)),
                 float(np.mean([one["training_seconds"] for one in measured[contender.title]])),
                 difference,
-                _place(folder, contender, seeds[0]) / "model",
+                place_of(folder, contender, seeds[0]) / "model",
             )
         )
     num_labels = measured[contenders[0].title][0]["num_labels"]
@@ -131,7 +126,22 @@ def compare(
     return comparison
 
 
-def _place(folder: Path, contender: Contender, seed: int) -> Path:
+def read_test_studies(config: FinetuneConfig) -> list[LabelledStudy]:
+    """The studies that every contender is scored on."""
+    collection = read_manifest(config.data.manifest)
+    rows = collection.split(config.data.test_split)
+    if not rows:
+        raise InputError(
+            "a comparison has test studies", got="none", remedy="Name another data.test_split.", file=collection.path
+        )
+    return read_labelled(collection, rows, _head_of(config), config.data.spacing_mm, label="read test studies")
+
+
+def _head_of(config: FinetuneConfig) -> Head:
+    return make_model(config.model_copy(update={"recipe": "scratch"})).head
+
+
+def place_of(folder: Path, contender: Contender, seed: int) -> Path:
     return folder / f"{contender.title.replace(' ', '-').replace(',', '')}-seed{seed}"
 
 

@@ -12,7 +12,7 @@ from foundation.encoder import Size
 from foundation.training import TrainingConfig
 from heads import HeadConfig, parse_head
 
-Recipe = Literal["scratch", "frozen", "lora", "full", "dynunet"]
+Recipe = Literal["scratch", "frozen", "lora", "full", "dynunet", "densenet", "majority", "linear", "atlas", "threshold"]
 
 
 class DataConfig(Config):
@@ -40,7 +40,10 @@ class LoraConfig(Config):
 class AugmentConfig(Config):
     """How far a training study is changed each time; probabilities are per sample.
 
-    `mirror` swaps left and right half of the time: only for tasks whose answer does not depend on the side.
+    `mirror` swaps left and right half of the time: only for tasks whose answer does not depend on the side. `curve` bends the
+    intensities along a random rising curve, as another sequence of the same contrast might. `artefact` spoils a series by
+    physics (`foundation/physics/artefacts.py`) at any severity up to `worst_artefact`; what was done to the reference series
+    becomes its truth for a head that asks for it.
     """
 
     mirror: bool = False
@@ -51,9 +54,24 @@ class AugmentConfig(Config):
     bias_field: float = 0.3
     gamma: float = 0.3
     smooth_mm: float = 0.6
+    curve: Annotated[float, Field(ge=0, le=1)] = 0.0
+    artefact: Annotated[float, Field(ge=0, le=1)] = 0.0
+    worst_artefact: Annotated[int, Field(ge=1, le=5)] = 5
     probability: float = 0.5
     drop_series: float = 0.2
     forget_contrast: float = 0.1
+
+
+class StoppingConfig(Config):
+    """Every `every` steps (0: never) the loss is measured on `split`; where the collection has none such, on the training studies
+    themselves, changed as training changes them but by draws of its own: that sees when nothing more is learnt, not when too
+    much is. Training ends when the best of the last `patience` is not lower than the best before by the share `least`.
+    """
+
+    every: Annotated[int, Field(ge=0)] = 0
+    split: str = "validation"
+    patience: Annotated[int, Field(ge=1)] = 3
+    least: Annotated[float, Field(ge=0, lt=1)] = 0.01
 
 
 class FinetuneTraining(TrainingConfig):
@@ -71,7 +89,7 @@ class FinetuneConfig(Config):
     `drop_path` are those of an encoder from scratch. `recipe` says what of the encoder learns: everything from random weights
     (scratch), nothing (frozen), adapters (lora: for dense heads also norms and patch embedding), or everything (full). What of
     a pretrained one learns does so at `encoder_rate` times the head's rate, each block `layer_decay` times as fast as the next.
-    `dynunet` is the baseline, MONAI's DynUNet from random weights, with the same samples and loop.
+    All other recipes are baselines (`finetune/baselines.py`).
     """
 
     name: str
@@ -87,6 +105,7 @@ class FinetuneConfig(Config):
     encoder_rate: float = 0.3
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     augment: AugmentConfig = AugmentConfig()
+    stopping: StoppingConfig = StoppingConfig()
     training: FinetuneTraining = FinetuneTraining()
 
     @field_validator("head", mode="before")

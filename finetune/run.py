@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,10 +12,11 @@ import numpy as np
 import torch
 
 from finetune.adapters import apply_recipe, merge_lora
-from finetune.baselines import dynunet
+from finetune.baselines import FITTED, NETWORKS, Baseline, baseline, network
 from finetune.config import FinetuneConfig
 from finetune.evaluate import Evaluation, evaluate_studies, save_evaluation
 from finetune.samples import LabelledSamples, LabelledStudy, choose_rows, read_labelled
+from finetune.stopping import LOSS, ValidationLoss
 from foundation.checkpoint import read_about
 from foundation.config import save_config
 from foundation.encoder import Encoder, EncoderConfig
@@ -53,22 +55,40 @@ def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None
         save_config(config, config.folder / "config.yaml")
 
     studies = read_labelled(collection, rows, model.head, config.data.spacing_mm, label="read")
+    model.head.meet([study.targets for study in studies])
     if main and (caution := _boxes_are_small(config, studies)):
         print(caution)
-    result = train(
-        model,
-        LabelledSamples(studies, model.head, config),
-        config.training,
-        config.folder,
-        label=f"{config.name} {config.recipe}",
-        accelerator=accelerator,
-        about=lambda: _settings(config, fingerprint(), [row.subject for row in rows]),
-        on_accept=begin,
-    )
-    merge_lora(model)
+    samples, gauge = LabelledSamples(studies, model.head, config), None
+    if config.stopping.every:
+        held = read_labelled(
+            collection,
+            collection.split(config.stopping.split),
+            model.head,
+            config.data.spacing_mm,
+            label="read validation",
+        )
+        gauge = ValidationLoss(held, samples, model.head, config)
+    if isinstance(model, Baseline):
+        began = time.perf_counter()
+        if main:
+            begin()
+        model.fit(studies)
+        result = TrainingResult(config.folder, [], time.perf_counter() - began)
+    else:
+        result = train(
+            model,
+            samples,
+            config.training,
+            config.folder,
+            label=f"{config.name} {config.recipe}",
+            accelerator=accelerator,
+            about=lambda: _settings(config, fingerprint(), [row.subject for row in rows]),
+            on_accept=begin,
+            gauge=gauge,
+        )
+        merge_lora(model)
     evaluation, model_folder = None, None
     if main:
-        plot_curves(config.folder / "loss.png", result.records, ["loss"])
         if test_studies is None:
             test_rows = collection.split(config.data.test_split)
             test_studies = read_labelled(collection, test_rows, model.head, config.data.spacing_mm, label="read test")
@@ -83,7 +103,10 @@ def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None
             "data": fingerprint(),
             "trained_on": [row.subject for row in rows],
         }
-        written = [config.folder / "loss.png"]
+        written = []
+        if result.records:
+            plot_curves(config.folder / "loss.png", result.records, ["loss", *([LOSS] if gauge else [])])
+            written.append(config.folder / "loss.png")
         if test_studies:
             evaluation = evaluate_studies(model, test_studies)
             written += save_evaluation(evaluation, config.folder, about=about)
@@ -108,21 +131,19 @@ def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None
 
 def _settings(config: FinetuneConfig, fingerprint: str, subjects: list[str]) -> dict[str, str]:
     """What a run may not change when it continues, besides its training settings."""
-    settings = config.model_dump(mode="json", include={"head", "augment", "encoder_rate", "layer_decay", "lora"})
+    settings = config.model_dump(
+        mode="json", include={"head", "augment", "encoder_rate", "layer_decay", "lora", "stopping"}
+    )
     grid = f"{config.data.spacing_mm} {config.data.crop_voxels}"
     return {"data": fingerprint, "studies": ",".join(subjects), "grid": grid, "settings": json.dumps(settings)}
 
 
 def make_model(config: FinetuneConfig) -> TaskModel:
     """The model before anything is fitted: a pretrained encoder and a new head, all new, or the baseline."""
-    if config.recipe == "dynunet":
-        if config.head.kind != "segmentation":
-            raise InputError(
-                "the DynUNet baseline segments",
-                got=f"a head of kind '{config.head.kind}'",
-                remedy="Choose another recipe.",
-            )
-        return dynunet(config.head)  # pyright: ignore[reportArgumentType]
+    if config.recipe in NETWORKS:
+        return network(config.recipe, config.head)
+    if config.recipe in FITTED:
+        return baseline(config.recipe, config.head, None if config.encoder is None else _encoder_of(config.encoder))
     if config.recipe == "scratch":
         return TaskModel.build(Encoder(EncoderConfig.of_size(config.size, drop_path=config.drop_path)), config.head)
     if config.encoder is None:
@@ -132,12 +153,21 @@ def make_model(config: FinetuneConfig) -> TaskModel:
             remedy="Set encoder=FOLDER (pretraining writes one), or recipe=scratch.",
         )
     if read_about(config.encoder)["kind"] != "task":
-        return TaskModel.build(Encoder.load(config.encoder), config.head)
+        return TaskModel.build(_encoder_of(config.encoder), config.head)
     start, _, _ = load_task(config.encoder)
     assert isinstance(start.encoder, Encoder)
     model = TaskModel.build(start.encoder.train(), config.head)
     model.warm = frozenset(f"head.{name}" for name in model.head.adopt(start.head))
     return model
+
+
+def _encoder_of(folder: Path) -> Encoder:
+    """The encoder of a model folder, or of a task's."""
+    if read_about(folder)["kind"] != "task":
+        return Encoder.load(folder)
+    encoder = load_task(folder)[0].encoder
+    assert isinstance(encoder, Encoder)
+    return encoder
 
 
 def _boxes_are_small(config: FinetuneConfig, studies: list[LabelledStudy]) -> str | None:

@@ -59,7 +59,7 @@ def read_labelled(
     for row in progress_over(rows, label):
         study = read_study(row, collection.root)
         labels = None
-        if head.is_dense:
+        if head.is_dense or (head.draws and row.mask is not None):
             if row.mask is None:
                 remedy = "Give the row a mask, or leave it out of this split."
                 raise InputError(
@@ -84,7 +84,7 @@ class LabelledSamples:
     """The dataset of `foundation.training` for a task."""
 
     def __init__(self, studies: Sequence[LabelledStudy], head: Head, config: FinetuneConfig):
-        self.crop, self.is_dense = config.data.crop_voxels, head.is_dense
+        self.crop, self.sees_voxels = config.data.crop_voxels, head.sees_voxels
         self.augment = Augment(config.augment, config.data.spacing_mm)
         self.samples = []
         for study in studies:
@@ -97,13 +97,15 @@ class LabelledSamples:
         return len(self.samples)
 
     def __getitem__(self, draw: Draw) -> StudySample:
+        return self.augment(self.plain(draw), draw.seed)
+
+    def plain(self, draw: Draw) -> StudySample:
+        """The study, or a box of it, as it is."""
         sample = self.samples[draw.index]
-        if self.crop is not None:
-            sample = crop_sample(sample, self.crop, draw.seed)
-        return self.augment(sample, draw.seed)
+        return sample if self.crop is None else crop_sample(sample, self.crop, draw.seed)
 
     def collate(self, samples: list[StudySample]) -> StudyBatch:
-        return StudyBatch.of(samples, dense=self.is_dense)
+        return StudyBatch.of(samples, dense=self.sees_voxels)
 
 
 def crop_sample(sample: StudySample, voxels: tuple[int, int, int], seed: int) -> StudySample:

@@ -317,5 +317,33 @@ def plot_dice_table(path: Path, rows: Sequence[ScoreRow], *, score: str = "Dice"
     save_png(path, figure)
 
 
+@dataclass(frozen=True)
+class Band:
+    """One line of a figure: at each x a mean and its interval, `(x, mean, low, high)`."""
+
+    name: str
+    points: tuple[tuple[float, float, float, float], ...]
+
+
+def plot_bands(path: Path, bands: Sequence[Band], *, x: str, y: str) -> None:
+    """Means over x, which is logarithmic, with their 95 % intervals as bands; each line named where it ends."""
+    figure = Figure(figsize=(7.5, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for place, band in enumerate(bands):
+        at, mean, low, high = np.array(sorted(band.points)).T
+        colour = f"C{place}"
+        axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.plot(at, mean, color=colour, marker="o", markersize=4, linewidth=1.6, label=band.name)
+    ticks = sorted({point[0] for band in bands for point in band.points})
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel(x)
+    axes.set_ylabel(f"{y} (band: 95 % interval of the mean)")
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    _plain(axes)
+    save_png(path, figure)
+
+
 def _plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)

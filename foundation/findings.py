@@ -24,6 +24,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, V
 
 from foundation.errors import InputError
 from foundation.files import write_aside
+from foundation.lesions import pieces_of
 from foundation.study import Contrast, Series, known_numbers
 
 Side = Literal["right", "left", "midline", "bilateral", "not_assessed"]
@@ -79,12 +80,21 @@ class Evidence(Fact):
         return mask
 
 
+class Piece(Fact):
+    """One connected piece of a finding that can have several, as lesions are counted; `number` is its rank by volume."""
+
+    number: Annotated[int, Field(ge=1)]
+    volume_ml: FiniteFloat
+    centroid_mm: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+    slice_index: tuple[int, int, int]
+
+
 class Finding(Fact):
     """One thing that a model looked for, and what it found.
 
     `probability` is that of being present; it is only as good as `is_calibrated` says. `abnormal` says whether presence
     is a disease (a lesion) or normal anatomy (a hippocampus); None leaves it to the name. `note` is the reason for
-    whatever was not assessed.
+    whatever was not assessed. `pieces` are counted only by heads that detect lesions.
     """
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9.-]+$")]
@@ -97,6 +107,7 @@ class Finding(Fact):
     abnormal: bool | None = None
     measurements: tuple[Measurement, ...] = ()
     evidence: Evidence | None = None
+    pieces: tuple[Piece, ...] = ()
     source: str
     note: str | None = None
 
@@ -242,6 +253,7 @@ def measure_structures(
     mask_path: str | None,
     source: str,
     probabilities: Float[np.ndarray, "x y z"] | None = None,
+    count_pieces: bool = False,
 ) -> list[Finding]:
     """Findings of a label map on the series' own grid, in the order of `structures`; right before left.
 
@@ -249,7 +261,8 @@ def measure_structures(
     found from the outside of the head: where the brain is shifted, tissue close to the middle may be counted on the
     wrong side. Where no side can be told the finding is one, of the total, and its note says why.
     Labels that no structure names are left out. `probabilities` is what the head gave each voxel's label; its mean over
-    a mask is not a probability of presence, and is kept as a measurement.
+    a mask is not a probability of presence, and is kept as a measurement. With `count_pieces` the connected pieces of at least
+    `min_ml` are listed and counted; a piece is on the side of its centre.
     """
     assert labels.shape == series.shape, (labels.shape, series.shape)
     midline, why_no_side = _find_midline(series, body)
@@ -264,7 +277,8 @@ def measure_structures(
         else:
             sides = {"right": first, "left": second}
         shared = _asymmetry(structure, list(sides.values()))
-        for side, tally in sides.items():
+        pieces = _pieces(labels, series, structure, midline if structure.paired else None) if count_pieces else ((), ())
+        for (side, tally), own in zip(sides.items(), pieces, strict=False):
             notes = [why_no_side] if side == "not_assessed" else []
             is_present = tally.volume_ml > 0 and tally.volume_ml >= structure.min_ml
             if not is_present and tally.volume_ml > 0:
@@ -277,10 +291,11 @@ def measure_structures(
                     side=side,
                     presence="present" if is_present else "absent",
                     abnormal=structure.abnormal,
-                    measurements=(*tally.measurements(), *shared),
+                    measurements=(*tally.measurements(), *shared, *(_number_of(own) if count_pieces else ())),
                     evidence=Evidence(
                         series=series.name, mask=mask_path, centroid_mm=tally.centroid_mm, slice_index=tally.slice_index
                     ),
+                    pieces=own,
                     source=source,
                     note="; ".join(notes) or None,
                 )
@@ -410,6 +425,31 @@ def _tally(
         )
 
     return [(tally(part), tally(part + 1)) for part in range(0, num_parts, 2)]
+
+
+def _pieces(
+    labels: np.ndarray, series: Series, structure: Structure, midline: np.ndarray | None
+) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
+    """The pieces to the right and to the left of the midline; all of them in the first when it is not to be split."""
+    found = pieces_of(labels == structure.value, series.affine, least_ml=structure.min_ml)
+    sides: tuple[list[Piece], list[Piece]] = ([], [])
+    for number, (volume_ml, centre) in enumerate(zip(found.volumes_ml, found.centroids_mm, strict=True), start=1):
+        voxel = apply_affine(np.linalg.inv(series.affine), centre).round().astype(int)
+        i, j, k = (int(n) for n in voxel.clip(0, np.array(series.shape) - 1))
+        is_left = midline is not None and float(midline @ (*centre, 1.0)) <= ON_PLANE_MM
+        sides[1 if is_left else 0].append(
+            Piece(number=number, volume_ml=volume_ml, centroid_mm=centre, slice_index=(i, j, k))
+        )
+    return tuple(sides[0]), tuple(sides[1])
+
+
+def _number_of(pieces: Sequence[Piece]) -> list[Measurement]:
+    method = "connected pieces, 26 neighbours"
+    counted = [Measurement(name="number", value=float(len(pieces)), unit="1", method=method)]
+    if pieces:
+        largest = max(piece.volume_ml for piece in pieces)
+        counted.append(Measurement(name="largest", value=largest, unit="ml", method=method))
+    return counted
 
 
 def _asymmetry(structure: Structure, sides: Sequence[_Tally]) -> list[Measurement]:

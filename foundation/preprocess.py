@@ -244,6 +244,12 @@ class PreparedStudy:
             best = torch.maximum(best, score)
         return np.ascontiguousarray(from_closest_ras(labels.numpy(), reference))
 
+    def values_from_grid(self, values: Float[Tensor, "x y z"]) -> Float[np.ndarray, "i j k"]:
+        """A map on the grid, at the voxels of the reference series as it was given."""
+        reference = self.study.reference
+        on_ras = resample(values, self.grid, Grid.of(to_closest_ras(reference)))
+        return np.ascontiguousarray(from_closest_ras(on_ras.numpy(), reference))
+
 
 def prepare_study(study: Study, spacing_mm: Sequence[float]) -> PreparedStudy:
     """Bring every series of a study to the reference's axes at `spacing_mm`; the patient's own coordinates align them."""

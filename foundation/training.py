@@ -13,7 +13,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
@@ -113,11 +113,16 @@ class Samples(Protocol):
 
 @runtime_checkable
 class Gauge(Protocol):
-    """Something other than the loss that is measured on the way. All processes call `measure` together, with what they train."""
+    """Something other than the loss that is measured on the way. All processes call `measure` together, with what they train.
+
+    Training ends early once the records so far are `enough`; that must be a plain function of them, for a run that continues.
+    """
 
     every: int
 
     def measure(self, objective: nn.Module) -> dict[str, float]: ...
+
+    def enough(self, records: Sequence[Record]) -> bool: ...
 
 
 class SampleOrder:
@@ -313,7 +318,11 @@ def train(
             progress(total=config.steps, initial=start, label=label, unit="step", enabled=crew.is_main)
         )
         engine.model.train()
-        for step in range(start + 1, config.steps + 1):
+
+        def is_enough() -> bool:
+            return bool(crew.agree(int(gauge is not None and crew.is_main and gauge.enough(log.records)))[0])
+
+        for step in range(start + 1, start if is_enough() else config.steps + 1):
             losses: dict[str, Tensor] = {}
             for part in range(config.accumulate):
                 watchdog.beat(step, "reading data")
@@ -361,12 +370,17 @@ def train(
                     record |= gauge.measure(objective)
                 log.add(record, engine.torch_optimizer)
                 bar.set_postfix(_postfix(record), refresh=False)
+            if is_gauged and not last and is_enough():
+                say(f"{label}: enough at step {step}")
+                last = True
             bar.update()
             writer.check()
             if step % config.checkpoint_every == 0 or last or stop:
                 watchdog.beat(step, "saving")
                 _save(engine, writer, step, identity, bad_steps, average)
-            if stop and not last:
+            if last:
+                break
+            if stop:
                 writer.join()
                 crew.agree(0)  # a process that left sooner would have the launcher kill the one that still writes
                 say(f"Stopped at step {step}; the same command continues from {folder}.")

@@ -132,10 +132,17 @@ class HeadReading:
 class Head(nn.Module):
     """A head takes features and the batch to an output, compares it with the truth, and words it as findings.
 
-    `is_dense` heads get voxels beside tokens, and their recipe also trains norms and the patch embedding.
+    `is_dense` heads learn from label maps, get voxels beside tokens, and their recipe also trains norms and the patch embedding.
+    Heads that `draw` give a label map with their reading, in values that their config's `structures` name.
     """
 
     is_dense: bool
+    draws: bool = False
+
+    @property
+    def sees_voxels(self) -> bool:
+        """Whether batches bring voxels beside tokens."""
+        return self.is_dense
 
     def __init__(self, encoder: EncoderConfig, config: Any):
         super().__init__()
@@ -143,9 +150,16 @@ class Head(nn.Module):
     def forward(self, features: Features, batch: StudyBatch) -> Tensor:
         raise NotImplementedError
 
+    def ask(self, encoder: nn.Module, batch: StudyBatch) -> Tensor:
+        """The output, with everything that the head wants of the encoder: one look at all tokens, unless it says otherwise."""
+        return self(encoder(batch.tokens), batch)
+
     def loss(self, output: Tensor, batch: StudyBatch) -> dict[str, Tensor]:
         """Scalars with `loss`."""
         raise NotImplementedError
+
+    def meet(self, targets: Sequence[dict[str, Target]]) -> None:
+        """Take from the training rows what is not learnt by gradient: how frequent a class is, a number's mean and spread."""
 
     def adopt(self, start: Head, *, but: frozenset[str] = frozenset()) -> frozenset[str]:
         """Copy what fits by name and shape from a fitted head, `but` for some; return the names of what was copied whole."""
@@ -256,7 +270,7 @@ class TaskModel(nn.Module):
         return self.head.loss(self.output(batch), batch)
 
     def output(self, batch: StudyBatch) -> Tensor:
-        return self.head(self.encoder(batch.tokens), batch)
+        return self.head.ask(self.encoder, batch)
 
     def learning_rate_scale(self, name: str) -> float:
         """What was fitted before (the encoder, adapters included, and `warm`) learns at `encoder_rate` times the head's rate,
@@ -268,7 +282,7 @@ class TaskModel(nn.Module):
     @torch.inference_mode()
     def output_of(self, prepared: PreparedStudy) -> Tensor:
         """The output for one whole study in one pass, on the model's device, as float32 on the CPU."""
-        batch = StudyBatch.of([StudySample.of(prepared)], dense=self.head.is_dense)
+        batch = StudyBatch.of([StudySample.of(prepared)], dense=self.head.sees_voxels)
         device = next(self.parameters()).device
         self.eval()
         return self.output(batch.to(device)).float().cpu()

@@ -1,128 +1,168 @@
-"""Classification of a whole study into one of several classes, by attentive pooling of its tokens.
+"""Classification of a whole study: one of several classes, or any number of labels that do not exclude each other.
 
-A learned query attends to all tokens and registers (timm's `AttentionPoolLatent`); a linear layer reads the result.
+How frequent each class was among the training rows is added to what the network says (Menon et al. 2021, "Long-tail learning
+via logit adjustment"): probabilities then mean what they say on patients like those, and what the network itself learns is
+balanced, which is what decisions and balanced accuracy use.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from timm.layers.attention_pool import AttentionPoolLatent
+from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torchmetrics.functional.classification import binary_auroc, multiclass_accuracy, multiclass_auroc
+from torchmetrics.functional.classification import binary_auroc, multiclass_accuracy
 
-from foundation.encoder import EncoderConfig, Features, attention_mask
-from foundation.errors import InputError
-from foundation.findings import Finding, finding_id
+from foundation.encoder import EncoderConfig
+from foundation.findings import Finding
 from foundation.preprocess import PreparedStudy
 from foundation.registry import KindConfig
-from heads import base
+from heads._study import StudyHead, class_of, log_shares, refused, whole_study_finding
 from heads.base import HeadReading, StudyBatch, Target
+
+LABEL_VALUES = ("absent", "present")
 
 
 class Config(KindConfig):
-    """`target` is the key in a row's targets, whose value is the index of a class; class 0 is the unremarkable one."""
+    """`target` is the key in a row's targets of one class among `classes`, by name or index; class 0 is the unremarkable one.
+
+    Without a `target` each of the `classes` is a label of its own: the key of a row's targets whose value is 1 or 0. A row that
+    does not know an answer has null there, or no such key, and is not learnt from for that answer.
+    """
 
     kind: Literal["classification"] = "classification"
-    target: str
-    classes: tuple[str, ...]
+    target: str | None = None
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
     anatomy: str = "brain"
     dropout: float = 0.1
 
+    @model_validator(mode="after")
+    def _classes_differ(self) -> Config:
+        if len(set(self.classes)) < len(self.classes) or (self.target is not None and len(self.classes) < 2):
+            raise ValueError("a classification has classes that differ, at least two where they exclude each other")
+        return self
 
-class Head(base.Head):
-    is_dense = False
 
+class Head(StudyHead):
     def __init__(self, encoder: EncoderConfig, config: Config):
-        super().__init__(encoder, config)
+        super().__init__(encoder, config, num_outputs=len(config.classes), dropout=config.dropout)
         self.config = config
-        self.norm = nn.LayerNorm(encoder.width)
-        self.pool = AttentionPoolLatent(
-            encoder.width, num_heads=encoder.width // 64, mlp_ratio=2, norm_layer=nn.LayerNorm
-        )
-        self.dropout = nn.Dropout(config.dropout)
-        self.classify = nn.Linear(encoder.width, len(config.classes))
+        prior = torch.zeros(len(config.classes)) if config.target is None else log_shares([0.0] * len(config.classes))
+        self.prior: Tensor
+        self.register_buffer("prior", prior)  # log shares of the classes, log odds of labels
 
-    def forward(self, features: Features, batch: StudyBatch) -> Float[Tensor, "batch classes"]:
-        x = self.norm(torch.cat([features.registers, features.tokens], dim=1))
-        pooled = self.pool(x, attn_mask=attention_mask(batch.tokens, features.registers.shape[1]))
-        return self.classify(self.dropout(pooled))
+    def meet(self, targets: Sequence[dict[str, Target]]) -> None:
+        truth = np.array([self.truth_of(one) for one in targets])
+        if self.config.target is not None:
+            counts = [float((truth[:, 0] == index).sum()) for index in range(len(self.config.classes))]
+            self.prior.copy_(log_shares(counts))
+            return
+        for index in range(len(self.config.classes)):
+            absent, present = log_shares([float((truth[:, index] == value).sum()) for value in (0, 1)])
+            self.prior[index] = present - absent
+
+    def finish(self, answer: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
+        return answer + self.prior
 
     def loss(self, output: Tensor, batch: StudyBatch) -> dict[str, Tensor]:
-        truth = torch.tensor([self.class_index(targets) for targets in batch.targets], device=output.device)
-        return {"loss": nn.functional.cross_entropy(output.float(), truth)}
+        """Cross-entropy over the answers that are known; 0 where a batch knows none."""
+        truth = torch.tensor([self.truth_of(targets) for targets in batch.targets], device=output.device)
+        known = torch.isfinite(truth)
+        output = output.float()
+        if not known.any():
+            return {"loss": 0 * output.sum()}
+        if self.config.target is None:
+            return {"loss": nn.functional.binary_cross_entropy_with_logits(output[known], truth[known])}
+        rows = known[:, 0]
+        return {"loss": nn.functional.cross_entropy(output[rows], truth[rows, 0].long())}
 
-    def class_index(self, targets: dict[str, Target]) -> int:
-        value = targets.get(self.config.target)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(self.config.classes):
-            raise InputError(
-                f"targets.{self.config.target} is the index of a class",
-                got=repr(value),
-                remedy=f"Use an integer from 0 to {len(self.config.classes) - 1}: {', '.join(self.config.classes)}.",
-            )
-        return value
+    def truth_of(self, targets: dict[str, Target]) -> list[float]:
+        """The index of the class, or 0 and 1 for each label; not a number where it is not known."""
+        config = self.config
+        if config.target is not None:
+            return [_or_nan(class_of(targets, config.target, config.classes))]
+        return [_or_nan(class_of(targets, name, LABEL_VALUES)) for name in config.classes]
+
+    def probabilities(self, output: Tensor) -> list[float]:
+        """Of each class or label, for a batch of one."""
+        one = output[0].float()
+        return (one.sigmoid() if self.config.target is None else one.softmax(dim=0)).tolist()
 
     def refuse(self, *, source: str, why: str) -> list[Finding]:
-        return [
-            Finding(
-                id=finding_id(source, name, "not_assessed"),
-                name=name,
-                anatomy=self.config.anatomy,
-                side="not_assessed",
-                presence="not_assessed",
-                abnormal=True,
-                source=source,
-                note=why,
-            )
-            for name in self.config.classes[1:]
-        ]
+        return refused(self._abnormal(), self.config.anatomy, source=source, why=why)
+
+    def _abnormal(self) -> tuple[str, ...]:
+        return self.config.classes if self.config.target is None else self.config.classes[1:]
 
     def read(self, output: Tensor, prepared: PreparedStudy, *, source: str, mask_path: str | None) -> HeadReading:
-        """One finding per class but the unremarkable first; present when it is the most probable class."""
-        probabilities = output[0].softmax(dim=0).tolist()
-        likeliest = int(np.argmax(probabilities))
-        findings = [
-            Finding(
-                id=finding_id(source, name, "not_assessed"),
-                name=name,
-                anatomy=self.config.anatomy,
-                side="not_assessed",
-                presence="present" if index == likeliest else "absent",
-                probability=probabilities[index],
-                abnormal=True,
-                source=source,
+        """One finding per label, or per class but the unremarkable one; present when it is likelier than not, or likeliest."""
+        probabilities = dict(zip(self.config.classes, self.probabilities(output), strict=True))
+        likeliest = max(probabilities, key=probabilities.__getitem__)
+        findings = []
+        for name in self._abnormal():
+            is_present = probabilities[name] >= 0.5 if self.config.target is None else name == likeliest
+            findings.append(
+                whole_study_finding(
+                    name, self.config.anatomy, source=source, is_present=is_present, probability=probabilities[name]
+                )
             )
-            for index, name in enumerate(self.config.classes)
-            if index > 0
-        ]
         return HeadReading(findings)
 
     def score_case(
         self, output: Tensor, prepared: PreparedStudy, labels: np.ndarray | None, targets: dict[str, Target]
     ) -> dict[str, float]:
-        """The probability of each class and the index of the true one."""
-        probabilities = output[0].softmax(dim=0).tolist()
-        return {f"p {name}": p for name, p in zip(self.config.classes, probabilities, strict=True)} | {
-            "truth": float(self.class_index(targets))
-        }
+        """`p` of each class, `says`, what the network says apart from how frequent the class was, and the truth."""
+        names, truth = self.config.classes, self.truth_of(targets)
+        scores = {f"p {name}": p for name, p in zip(names, self.probabilities(output), strict=True)}
+        said = (output[0].float() - self.prior.cpu()).tolist()
+        scores |= {f"says {name}": value for name, value in zip(names, said, strict=True)}
+        if self.config.target is not None:
+            return scores | {"truth": truth[0]}
+        return scores | {f"truth {name}": value for name, value in zip(names, truth, strict=True)}
 
     def summarise(self, cases: Sequence[dict[str, float]]) -> dict[str, float]:
-        """AUROC (one against the rest where there are more than two classes) and accuracy averaged over the classes that occur.
+        """AUROC (the mean of one against the rest where there are several) and balanced accuracy, over the answers that are known.
 
-        AUROC is not a number when the cases hold one class only.
+        AUROC is not a number where the cases hold one class only; the mean leaves out labels of which that is so.
         """
-        probabilities = torch.tensor([[case[f"p {name}"] for name in self.config.classes] for case in cases])
+        if self.config.target is None:
+            return self._summarise_labels(cases)
+        cases = [case for case in cases if np.isfinite(case["truth"])]
+        if not cases:
+            return {"auroc": float("nan"), "balanced accuracy": float("nan")}
+        names = self.config.classes
+        probabilities = torch.tensor([[case[f"p {name}"] for name in names] for case in cases])
+        said = torch.tensor([[case[f"says {name}"] for name in names] for case in cases])
         truth = torch.tensor([int(case["truth"]) for case in cases])
-        num_classes = len(self.config.classes)
-        if len(truth.unique()) < 2:
-            auroc = float("nan")
-        elif num_classes == 2:
-            auroc = float(binary_auroc(probabilities[:, 1], truth))
-        else:
-            auroc = float(multiclass_auroc(probabilities, truth, num_classes))
-        recalls = multiclass_accuracy(probabilities, truth, num_classes, average="none")
-        return {"auroc": auroc, "balanced accuracy": float(recalls[truth.unique()].mean())}
+        there = truth.unique()
+        one_against_rest = [binary_auroc(probabilities[:, index], (truth == index).long()) for index in there.tolist()]
+        auroc = float(torch.stack(one_against_rest).mean()) if len(there) > 1 else float("nan")
+        recalls = multiclass_accuracy(said, truth, len(names), average="none")
+        return {"auroc": auroc, "balanced accuracy": float(recalls[there].mean())}
+
+    def _summarise_labels(self, cases: Sequence[dict[str, float]]) -> dict[str, float]:
+        aurocs, accuracies = {}, []
+        for name in self.config.classes:
+            known = [case for case in cases if np.isfinite(case[f"truth {name}"])]
+            truth = torch.tensor([int(case[f"truth {name}"]) for case in known])
+            if len(truth.unique()) < 2:
+                aurocs[f"auroc {name}"] = float("nan")
+                continue
+            said = torch.tensor([case[f"says {name}"] for case in known])
+            aurocs[f"auroc {name}"] = float(binary_auroc(said, truth))
+            is_right = (said > 0) == (truth == 1)
+            accuracies.append(float(torch.stack([is_right[truth == value].float().mean() for value in (0, 1)]).mean()))
+        finite = [value for value in aurocs.values() if np.isfinite(value)]
+        return {
+            "auroc": float(np.mean(finite)) if finite else float("nan"),
+            "balanced accuracy": float(np.mean(accuracies)) if accuracies else float("nan"),
+            **(aurocs if len(aurocs) > 1 else {}),
+        }
+
+
+def _or_nan(value: int | None) -> float:
+    return float("nan") if value is None else float(value)

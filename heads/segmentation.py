@@ -30,21 +30,24 @@ from heads import base
 from heads.base import HeadReading, StudyBatch, Target
 
 
-class Config(KindConfig):
+class DenseConfig(KindConfig):
     """`structures` are the values of the label map; `channels` are the stem's at full, half and quarter resolution."""
 
-    kind: Literal["segmentation"] = "segmentation"
     structures: tuple[Structure, ...]
     channels: tuple[int, int, int] = (16, 32, 64)
     bottleneck: int = 128
 
 
+class Config(DenseConfig):
+    kind: Literal["segmentation"] = "segmentation"
+
+
 class LabelMapHead(base.Head):
     """Everything of a segmentation head but the network: its output is `(batch, classes, x, y, z)` scores on the batch's grid."""
 
-    is_dense = True
+    is_dense, draws = True, True
 
-    def __init__(self, encoder: EncoderConfig, config: Config):
+    def __init__(self, encoder: EncoderConfig, config: DenseConfig):
         super().__init__(encoder, config)
         self.config = config
         self._loss = DiceCELoss(include_background=False, softmax=True, batch=True)
@@ -102,7 +105,7 @@ class LabelMapHead(base.Head):
 class Head(LabelMapHead):
     """Full-resolution stem, token features at an eighth, and a decoder that joins them."""
 
-    def __init__(self, encoder: EncoderConfig, config: Config):
+    def __init__(self, encoder: EncoderConfig, config: DenseConfig):
         super().__init__(encoder, config)
         full, half, quarter = config.channels
         self.look = ContrastBlock(full)

@@ -7,6 +7,7 @@ and the effective rank of the features (RankMe, Garrido et al. 2023, arXiv 2210.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +25,7 @@ from foundation.preprocess import prepare_study
 from foundation.progress import progress
 from foundation.reading.collection import Row, read_manifest, read_mask, read_study
 from foundation.tokens import Tokens, patches_of
+from foundation.training import Record
 from heads.base import StudySample
 
 RIDGE = 1e-2  # of the mean squared feature
@@ -118,6 +120,10 @@ class Probe:
         return ProbeCase(bag, None if target is None else int(target), labels)  # pyright: ignore[reportArgumentType]
 
     @torch.no_grad()
+    def enough(self, records: Sequence[Record]) -> bool:
+        """A probe watches; it ends nothing."""
+        return False
+
     def measure(self, objective: nn.Module) -> dict[str, float]:
         """Figures by name, each `probe/...`, of an objective's encoder, which stays as it is."""
         encoder = objective.encoder

@@ -17,7 +17,9 @@ from foundation.errors import InputError
 
 COMMANDS = {
     "read": "serve.pipeline:read_to_folder",
+    "compare": "serve.longitudinal:compare_command",
     "evaluate": "finetune.evaluate:evaluate_to_folder",
+    "fewshot": "finetune.fewshot:fewshot_command",
     "serve": "serve.app:launch",
     "cohort": "foundation.cohort.writing:cohort_command",
     "prepare": "foundation.store.command:prepare_command",
@@ -57,6 +59,13 @@ def _parser() -> argparse.ArgumentParser:
     read.add_argument("out", type=Path, metavar="OUT", help="the folder to write into; made if absent")
     _add_models(read)
 
+    compare = command("compare", "read two dates of one patient; writes what changed into OUT")
+    compare.add_argument("prior", type=Path, metavar="PRIOR", help="the earlier study, as for read")
+    compare.add_argument("current", type=Path, metavar="CURRENT", help="the later one")
+    compare.add_argument("out", type=Path, metavar="OUT", help="a new folder")
+    compare.add_argument("--same-patient", action="store_true", help="though the studies are named differently")
+    _add_models(compare)
+
     evaluate = command("evaluate", "score a model on labelled studies; writes metrics with intervals into OUT")
     evaluate.add_argument("task", metavar="TASK", help="a task's name, as under configs/finetune/")
     evaluate.add_argument(
@@ -65,6 +74,15 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("out", type=Path, metavar="OUT", help="the folder to write into; made if absent")
     evaluate.add_argument("--model", type=Path, metavar="DIR", help="a model folder made by finetune")
     evaluate.add_argument("--split", default="test", help="which of the manifest's splits (default: %(default)s)")
+
+    fewshot = command("fewshot", "fit a task in every way with few labels and many; writes a table and a curve")
+    fewshot.add_argument("config", type=Path, metavar="CONFIG", help="as of finetune; its folder is written into")
+    fewshot.add_argument("--labels", default="5,10,20,50,all", help="how many labels (default: %(default)s)")
+    fewshot.add_argument("--seeds", type=int, default=3, help="how many of each (default: %(default)s)")
+    fewshot.add_argument(
+        "--set", dest="overrides", nargs="+", default=[], metavar="KEY=VALUE", help="what differs from the config"
+    )
+    fewshot.add_argument("--rows", help="only these recipes, as: scratch,lora,atlas (default: all that can do it)")
 
     serve = command("serve", "open the page; what it writes goes when the server stops, unless downloaded")
     _add_models(serve)
@@ -128,9 +146,9 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
 
 def _check_paths(arguments: dict[str, Any]) -> None:
     """Complain about a path before anything slow is imported."""
-    for name in ("study", "manifest"):
+    for name in ("study", "prior", "current", "manifest", "config"):
         path = arguments.get(name)
-        if path is not None and not path.exists() and not (name == "study" and "#" in str(path)):
+        if path is not None and not path.exists() and not (name in ("study", "prior", "current") and "#" in str(path)):
             raise InputError(f"the {name} exists", got=path, remedy="Give the path of an existing one.")
     for folder in [arguments.get("model"), *arguments.get("models", [])]:
         if folder is not None and not (folder / "config.json").is_file():

@@ -102,7 +102,7 @@ def read_study(study: Study, models: Sequence[LoadedModel]) -> StudyReading:
         if objection:
             findings += head.refuse(source=name, why=objection)
             continue
-        path = f"masks/{name}.nii.gz" if head.is_dense else None
+        path = f"masks/{name}.nii.gz" if head.draws else None
         said = head.read(loaded.model.output_of(prepared), prepared, source=name, mask_path=path)
         findings += said.findings
         if path is not None and said.labels is not None:

@@ -37,6 +37,7 @@ from foundation.cohort.anatomy import (
 from foundation.cohort.grids import sample, smooth_noise
 from foundation.cohort.materials import INDEX, LESIONS, STRUCTURES, indices
 from foundation.cohort.templates import AnatomySource
+from foundation.lesions import pieces_of
 
 COARSE_MM = 4.0
 BRAIN_TISSUE = indices(
@@ -396,29 +397,14 @@ def measure_lesions(labels: UInt8[np.ndarray, "x y z"], affine: np.ndarray, mapp
 
     Pieces smaller than `SMALLEST_ML`, or than one voxel, are part of the mask but no lesion of their own.
     """
-    voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
     lesions = []
     for structure in LESIONS:
         mask = labels == STRUCTURES[structure]
-        if not mask.any():
-            continue
-        pieces, number = ndimage.label(mask, np.ones((3, 3, 3)))  # pyright: ignore[reportGeneralTypeIssues]
-        sizes = np.bincount(np.ravel(pieces))
-        for piece in range(1, number + 1):
-            volume = float(sizes[piece]) * voxel_ml
-            if volume < SMALLEST_ML.get(structure, 0.0):
-                continue
-            centre = apply_affine(affine, np.mean(np.argwhere(pieces == piece), axis=0))
-            mni = mapping.mni_of(centre)
-            lesions.append(
-                Lesion(
-                    structure,
-                    round(volume, 4),
-                    (round(float(centre[0]), 2), round(float(centre[1]), 2), round(float(centre[2]), 2)),
-                    side_of(mni),
-                    lobe_of(mni),
-                )
-            )
+        pieces = pieces_of(mask, affine, least_ml=SMALLEST_ML.get(structure, 0.0))
+        for volume, centre in zip(pieces.volumes_ml, pieces.centroids_mm, strict=True):
+            mni = mapping.mni_of(np.array(centre))
+            x, y, z = (round(value, 2) for value in centre)
+            lesions.append(Lesion(structure, round(volume, 4), (x, y, z), side_of(mni), lobe_of(mni)))
     return lesions
 
 

@@ -137,7 +137,7 @@ def make_patient(config: CohortConfig, index: int) -> Patient:
     ml = structure_ml(first.labels, first.series.voxel_volume_ml)
     exposure = _exposure(anatomy, ml, lesions)
     outcome = draw_outcome(exposure, subject.generator(OUTCOME))
-    targets = _targets(subject, ml, exposure, outcome)
+    targets = _targets(subject, ml, exposure, outcome) | _artefact_of(first)
     truth = {
         "note": "A synthetic patient: exact for the simulator, no evidence about people.",
         "subject": asdict(subject),
@@ -216,6 +216,14 @@ def _exposure(anatomy: Anatomy, ml: dict[str, float], lesions: tuple[Lesion, ...
         hippocampus_ml=ml["hippocampus"],
         brain_fraction=min(1.0, ml["brain"] / max(ml["intracranial"], 1e-6)),
     )
+
+
+def _artefact_of(scan: Scan) -> dict[str, Any]:
+    """What spoils a study's reference series: its kind, and how badly from 0 to 5."""
+    artefact = scan.protocol.artefact
+    if artefact is None:
+        return {"artefact": "none", "artefact_severity": 0}
+    return {"artefact": artefact.kind, "artefact_severity": artefact.severity}
 
 
 def _targets(subject: Subject, ml: dict[str, float], exposure: Exposure, outcome: Outcome) -> dict[str, Any]:

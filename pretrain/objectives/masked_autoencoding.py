@@ -16,8 +16,9 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from foundation.encoder import Encoder, OriginEmbedding, PatientRotation, make_blocks
+from foundation.encoder import Encoder
 from foundation.figures import axial_plane, plot_reconstruction
+from foundation.masked import MaskedDecoder
 from foundation.meters import Work, transformer_flops
 from foundation.tokens import PATCH, PATCH_VOXELS, Tokens, from_patches
 from foundation.training import Draw, Samples, seeded
@@ -46,22 +47,7 @@ class Objective(base.Objective):
     def __init__(self, encoder: Encoder, config: Config):
         super().__init__(encoder, config)
         self.noise = config.noise
-        width = config.decoder_width
-        self.narrow = nn.Linear(encoder.config.width, width)
-        self.target = nn.Parameter(torch.empty(width))
-        self.origin = OriginEmbedding(width)
-        self.rotation = PatientRotation()
-        self.blocks = make_blocks(
-            width,
-            config.decoder_depth,
-            mlp_ratio=encoder.config.mlp_ratio,
-            num_prefix=encoder.config.num_registers,
-            layer_scale=encoder.config.layer_scale,
-            drop_path=0.0,
-        )
-        self.norm = nn.LayerNorm(width)
-        self.to_voxels = nn.Linear(width, PATCH_VOXELS)
-        nn.init.trunc_normal_(self.target, std=0.02)
+        self.decoder = MaskedDecoder(encoder.config, config.decoder_width, config.decoder_depth)
 
     def forward(self, batch: MaskedBatch) -> dict[str, Tensor]:
         predicted = self.reconstruct(self._corrupted(batch.visible), batch.targets).float()
@@ -81,14 +67,7 @@ class Objective(base.Objective):
 
     def reconstruct(self, visible: Tokens, targets: Tokens) -> Float[Tensor, "batch targets voxels"]:
         """The targets' standardised voxels; what `targets.patches` holds is not looked at."""
-        features = self.encoder(visible)
-        seen = self.narrow(torch.cat([features.registers, features.tokens], dim=1))
-        wanted = self.target + self.origin(targets)
-        x = torch.cat([seen, wanted.to(seen.dtype)], dim=1)
-        rotation = self.rotation(Tokens.join([visible, targets]))
-        for block in self.blocks:
-            x = block(x, rope=rotation)
-        return self.to_voxels(self.norm(x[:, -len(targets) :]))
+        return self.decoder(self.encoder(visible), visible, targets)
 
     def make_samples(self, studies: Studies, crop: CropConfig) -> Samples:
         return MaskedStudies(studies, crop)
@@ -127,9 +106,9 @@ class Objective(base.Objective):
     def operations(self, visible: int, targets: int) -> float:
         """Of one sample, forward and backward, which costs twice as much: `visible` tokens are encoded and, narrow, decoded
         beside the `targets`."""
-        config, width = self.encoder.config, self.narrow.out_features
+        config, width = self.encoder.config, self.decoder.narrow.out_features
         seen = config.num_registers + visible
-        decode = transformer_flops(seen + targets, width, len(self.blocks), config.mlp_ratio)
+        decode = transformer_flops(seen + targets, width, len(self.decoder.blocks), config.mlp_ratio)
         ends = 2 * seen * config.width * width + 2 * targets * width * (width + PATCH_VOXELS)
         return 3 * (self.encoder.flops(visible) + decode + ends)
 

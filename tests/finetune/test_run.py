@@ -1,6 +1,7 @@
 """Fine-tuning end to end on phantoms: every recipe runs, LoRA merges exactly, results are evaluated and reload."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -200,6 +201,26 @@ def test_augmentation_is_a_function_of_its_seed(sample: StudySample) -> None:
     again = augment(sample, 7)
     assert torch.equal(first.voxels, again.voxels) and torch.equal(first.labels, again.labels)  # type: ignore[arg-type]
     assert not torch.equal(first.voxels, augment(sample, 8).voxels)
+
+
+def test_artefacts_become_the_truth_of_the_reference_series(sample: StudySample) -> None:
+    """What spoils the first series is named; the other series' artefacts and what was spoilt already change no truth."""
+    augment = Augment(
+        AugmentConfig(probability=0, artefact=0.5, worst_artefact=3, drop_series=0, noise=0), (4.0, 4.0, 4.0)
+    )
+    plain = Augment(AugmentConfig(probability=0, drop_series=0, noise=0), (4.0, 4.0, 4.0))
+    kinds = set()
+    for seed in range(12):
+        changed, still = augment(sample, seed), plain(sample, seed)
+        assert changed.targets is not None
+        kind, severity = changed.targets["artefact"], changed.targets["artefact_severity"]
+        is_spoilt = not torch.allclose(changed.voxels[0], still.voxels[0], atol=1e-3)
+        assert is_spoilt == (kind != "none") == (severity in (1, 2, 3))
+        kinds.add(kind)
+    assert len(kinds) > 3 and "none" in kinds
+    known = replace(sample, targets={"artefact": "ghosting", "artefact_severity": 2})
+    for seed in range(6):
+        assert augment(known, seed).targets == known.targets
 
 
 def test_augmentation_moves_image_body_and_labels_together(sample: StudySample) -> None:

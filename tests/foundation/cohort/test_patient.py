@@ -90,6 +90,8 @@ def test_targets_count_the_labels_and_name_the_diagnoses(which):
     assert one.targets["intracranial_ml"] == pytest.approx(whole, abs=0.01)
     assert one.targets["brain_ml"] == pytest.approx(sum(ml[name] for name in BRAIN), abs=0.01)
     subject = one.anatomy.subject
+    spoilt = one.truth["series"][0]["artefact"] or {"kind": "none", "severity": 0}
+    assert (one.targets["artefact"], one.targets["artefact_severity"]) == (spoilt["kind"], spoilt["severity"])
     assert {name for name in DISEASES if one.targets[name]} == set(subject.diagnoses)
     assert one.targets["any_lesion"] == any(ml[name] > 0 for name in LESIONS) == (which == "sick")
     assert one.targets["enlarged_ventricles"] == (ml["lateral ventricle"] > ENLARGED_RATIO * whole)
