@@ -2,12 +2,13 @@
 
     python examples/ixi.py FOLDER manifest.jsonl
 
-The 149 regions are merged into the cohort's structures, written beside the manifest. All heads are for testing unless some are
-asked for to be learnt from.
+The 149 regions are merged into the cohort's structures, written beside the manifest; age and sex come from participants.csv. All
+heads are for testing unless some are asked for to be learnt from.
 """
 
 from __future__ import annotations
 
+import csv
 import os
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 
 from foundation.cohort.materials import STRUCTURES
 from foundation.progress import progress
-from foundation.reading.collection import Row, SeriesEntry, write_manifest
+from foundation.reading.collection import Row, SeriesEntry, Target, write_manifest
 from foundation.reading.nifti import read_labels, read_nifti, write_labels
 
 # MUSE region numbers of each structure; as in the cohort, accumbens and amygdala count as cortex.
@@ -40,6 +41,8 @@ def write_ixi_manifest(source: Path, manifest: Path, *, train_every: int | None 
     for name, regions in REGIONS.items():
         table[list(regions)] = STRUCTURES[name]
     images = sorted((source / "t1").glob("*.nii.gz"))
+    with (source / "participants.csv").open() as file:
+        people = {person["MRID"]: person for person in csv.DictReader(file)}
     rows = []
     with progress(total=len(images), label="merge labels", unit="head") as bar:
         for number, image in enumerate(images):
@@ -54,12 +57,21 @@ def write_ixi_manifest(source: Path, manifest: Path, *, train_every: int | None 
                     subject=stem,
                     series=(SeriesEntry(path=path, contrast="T1w"),),
                     mask=f"labels/{mask.name}",
+                    targets=_targets(people, stem),
                     split="train" if train_every and number % train_every == 0 else "test",
                 )
             )
             bar.update()
     write_manifest(manifest, rows)
     return manifest
+
+
+def _targets(people: dict[str, dict[str, str]], stem: str) -> dict[str, Target]:
+    """Age and sex, where the table knows the person that a file's name begins with."""
+    for name, person in people.items():
+        if stem.startswith(name):
+            return {"age_years": float(person["Age"]), "sex": person["Sex"]}
+    return {}
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Every model runs on the study, or says why it does not; what they find becomes t
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +127,8 @@ def read_study(study: Study, models: Sequence[LoadedModel]) -> StudyReading:
 
 
 def read_to_folder(study: Path, out: Path, models: Sequence[Path]) -> None:
-    """The `larmor read` command: reading.json, report.md, report.html, pictures/ and masks/ appear in `out` together."""
+    """The `larmor read` command: reading.json, report.md, report.html, pictures/, masks/ and, where lesions were counted,
+    lesions.csv appear in `out` together."""
     out = out.resolve()
     if out.exists() and not (out.is_dir() and ((out / "reading.json").is_file() or not any(out.iterdir()))):
         raise InputError(
@@ -154,6 +156,18 @@ def save_reading(result: StudyReading, out: Path) -> None:
         for name, mask in result.masks.items():
             (folder / name).parent.mkdir(exist_ok=True)
             write_labels(folder / name, mask.labels, result.study.reference)
+        pieces = [(finding, piece) for finding in result.reading.findings for piece in finding.pieces]
+        if pieces:
+            with (folder / "lesions.csv").open("w", newline="", encoding="utf-8") as file:
+                table = csv.writer(file)
+                table.writerow(
+                    ("finding", "side", "source", "number", "volume_ml", "right_mm", "anterior_mm", "superior_mm")
+                )
+                for finding, piece in pieces:
+                    place = (round(n, 1) for n in piece.centroid_mm)
+                    table.writerow(
+                        (finding.name, finding.side, finding.source, piece.number, round(piece.volume_ml, 4), *place)
+                    )
         (folder / "report.md").write_text(render_markdown(result.reading, result.draft, pictures), encoding="utf-8")
         (folder / "report.html").write_text(render_html(result.reading, result.draft, pictures), encoding="utf-8")
 
