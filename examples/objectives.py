@@ -43,27 +43,29 @@ TERMS = {
     "all three": ("masked_autoencoding", "agreement", "free_truth"),
 }
 Spacing = tuple[float, float, float]
+Rows = dict[str, str | None]  # what is compared, and the folder of a start that was not made here
 
 BEST = "masked, free truth"
 ROWS = ("none", "none, three times the steps")
-PRETRAINING_STEPS = 450
 LONGER = 3  # from nothing a network is also given three times the steps
 
 
 @dataclass(frozen=True)
 class Boxes:
-    """What pretraining looks at: the cohort, its boxes' sizes, and where free truth looks."""
+    """What pretraining looks at and for how long: the cohort, its boxes' sizes, and where free truth looks."""
 
     subjects: int
+    steps: int
     finest_mm: float
     spacing_mm: tuple[float, float]
     near: tuple[str, ...] = ()
     crop: dict[str, Any] = field(default_factory=dict)
 
 
-HEADS = Boxes(subjects=40, finest_mm=2.0, spacing_mm=(3.0, 4.5))
+HEADS = Boxes(subjects=40, steps=300, finest_mm=2.0, spacing_mm=(3.0, 4.5))
 HIPPOCAMPI = Boxes(
-    subjects=16,
+    subjects=10,
+    steps=300,
     finest_mm=1.0,
     spacing_mm=(0.8, 1.3),
     near=("hippocampus",),
@@ -78,6 +80,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tasks", nargs="+", choices=("ixi", "hippocampus"), default=["ixi", "hippocampus"])
     parser.add_argument("--labels", type=int, nargs="+", help="instead of 3 and 5 on IXI, 5 on hippocampi")
+    parser.add_argument("--also", nargs="+", default=[], metavar="NAME=FOLDER", help="other starts for IXI")
     parser.add_argument("--rows", nargs="+", choices=[*ROWS, *TERMS], help="only these")
     parser.add_argument(
         "--pretrain", nargs="*", choices=list(TERMS), help="only pretrain these for the tasks, and stop"
@@ -91,18 +94,23 @@ def main() -> None:
         return
     for task in arguments.tasks:
         run = ixi if task == "ixi" else hippocampus
-        report = run(data, folder / task, arguments.seeds, arguments.labels, arguments.rows or [*ROWS, *TERMS])
+        rows = dict.fromkeys(arguments.rows or [*ROWS, *TERMS]) | dict(text.split("=", 1) for text in arguments.also)
+        report = run(data, folder / task, arguments.seeds, arguments.labels, rows)
         with write_aside(folder / task / "results.md") as aside:
             aside.write_text(report + "\n")
         print(f"\n{report}\nwrote {folder / task / 'results.md'}")
 
 
-def ixi(data: Path, folder: Path, seeds: list[int], labels: list[int] | None, rows: list[str]) -> str:
+def ixi(data: Path, folder: Path, seeds: list[int], labels: list[int] | None, rows: Rows) -> str:
     note = (
         "Whole heads at 4 mm, ten structures, DLMUSE's automatic labels (IXI, CC BY-SA 3.0): a silver standard. Pretrained on "
         f"{HEADS.subjects} synthetic T1w heads made from six label maps."
     )
-    starts = {name: pretrained(name, HEADS, data, folder) for name in TERMS if name in rows or name == BEST}
+    starts = {
+        name: pretrained(name, HEADS, data, folder) if start is None else Path(start)
+        for name, start in rows.items()
+        if name not in ROWS
+    }
     manifest = write_ixi_manifest(data / "ixi_2mm_dlmuse", folder / "data" / "manifest.jsonl", train_every=3)
     steps = 120
     config = load_config(
@@ -123,11 +131,12 @@ def ixi(data: Path, folder: Path, seeds: list[int], labels: list[int] | None, ro
     ]
     contenders = [one for one in contenders if one.title in rows]
     names = [structure.name for structure in config.head.structures]  # pyright: ignore[reportAttributeAccessIssue]
-    without = without_real_labels(manifest, names, config.data.spacing_mm, starts[BEST], folder / "no-real-label")
+    best = BEST if BEST in starts else list(starts)[-1]
+    without = without_real_labels(manifest, names, config.data.spacing_mm, starts[best], folder / "no-real-label")
     return tables(config, contenders, without, folder, seeds, labels or [3, 5], note)
 
 
-def hippocampus(data: Path, folder: Path, seeds: list[int], labels: list[int] | None, rows: list[str]) -> str:
+def hippocampus(data: Path, folder: Path, seeds: list[int], labels: list[int] | None, rows: Rows) -> str:
     note = (
         "Hippocampus, Medical Segmentation Decathlon task 4 (CC BY-SA 4.0). Pretrained on boxes around the hippocampi of "
         f"{HIPPOCAMPI.subjects} synthetic T1w heads made from six label maps."
@@ -186,7 +195,8 @@ def without_real_labels(manifest: Path, names: list[str], spacing_mm: Spacing, s
 def pretrained(name: str, boxes: Boxes, data: Path, folder: Path) -> Path:
     """The start that an objective leaves: with the dense path where it learnt one, otherwise the encoder alone."""
     run = folder / "pretrained" / name.replace(", ", "-").replace(" ", "-")
-    start = run / ("dense" if "free_truth" in TERMS[name] else "model")
+    is_free = "free_truth" in TERMS[name]
+    start = run / ("dense" if is_free else "model")
     if not (start / "config.json").is_file():
         cohort = {
             "subjects": boxes.subjects,
@@ -204,9 +214,9 @@ def pretrained(name: str, boxes: Boxes, data: Path, folder: Path) -> Path:
             f"objective.terms={terms}",
             f"objective.weights={ {'agreement': 0.1} if 'agreement' in TERMS[name] else {} }",
             *(f"crop.{key}={list(value) if isinstance(value, tuple) else value}" for key, value in boxes.crop.items()),
-            f"training.steps={PRETRAINING_STEPS}",
-            # Masked boxes are cheap: without free truth there are four times as many, in less time.
-            f"training.batch_size={2 if 'free_truth' in TERMS[name] else 8}",
+            # Masked boxes are cheap: without free truth there are six times as many, in less time.
+            f"training.steps={boxes.steps if is_free else boxes.steps * 3 // 2}",
+            f"training.batch_size={2 if is_free else 8}",
         ]
         pretrain(load_config(PretrainConfig, CONFIGS / "pretrain" / "mixture.yaml", overrides))
     return start
