@@ -27,7 +27,7 @@ from foundation.errors import InputError
 OLDEST_YEARS = 90.0  # anyone above 89 counts as this
 COMPARATORS = {"": 0, "<": -1, "<=": -1, ">": 1, ">=": 1}
 FARTHEST = 20.0  # reference ranges away from the middle: beyond, a value says no more
-WINDOWS_DAYS = (1, 30, 365, 1826, math.inf)
+WINDOWS_DAYS = (1.0, 30.0, 365.0, 1826.0, math.inf)
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,14 @@ def age_years(admitted: Admitted) -> float | None:
 
 
 def _person_rows(admitted: Admitted, vocabulary: Vocabulary) -> list[tuple[int, float, int, int, float, int]]:
-    if admitted.record.person is None:
-        return []
-    rows = [(vocabulary.places[f"PATIENT|{admitted.record.sex}"], 0.0, int(State.NONE), 0, 0.0, 0)]
+    """Age and sex, those of them that are known."""
+    rows = []
     age = age_years(admitted)
     if age is not None:
-        rows.insert(0, (vocabulary.places["PATIENT|age"], age / OLDEST_YEARS, int(State.USABLE), 0, 0.0, 0))
+        rows.append((vocabulary.places["PATIENT|age"], age / OLDEST_YEARS, int(State.USABLE), 0, 0.0, 0))
+    sex = vocabulary.places.get(f"PATIENT|{admitted.record.sex}")
+    if sex is not None:
+        rows.append((sex, 0.0, int(State.NONE), 0, 0.0, 0))
     return rows
 
 

@@ -218,9 +218,18 @@ def _record(subject: str, draft: _Draft, drugs: dict[str, tuple[str, ...]]) -> R
     events = tuple(
         replace(event, codes=drugs[event.medication]) if event.medication in drugs else event for event in draft.events
     )
-    persons = [person for person, _ in draft.persons]
-    person = None
-    if persons:  # of several versions the first, dead if any of them says so
-        death = next((one.death for one in persons if one.death), None)
-        person = replace(persons[0], is_dead=any(one.is_dead for one in persons), death=death)
+    person = _together([person for person, _ in draft.persons])
     return Record(subject, person, events, tuple(draft.links), tuple(draft.stays), tuple(draft.studies))
+
+
+def _together(persons: list[Person]) -> Person | None:
+    """Several versions of one Patient: what any of them says, the first one first."""
+    if not persons:
+        return None
+    return Person(
+        keys=tuple(dict.fromkeys(key for one in persons for key in one.keys)),
+        birth=next((one.birth for one in persons if one.birth), None),
+        sex=next((one.sex for one in persons if one.sex != "unknown"), "unknown"),
+        is_dead=any(one.is_dead for one in persons),
+        death=next((one.death for one in persons if one.death), None),
+    )

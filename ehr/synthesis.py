@@ -147,7 +147,7 @@ class _Writer:
             "note": "A synthetic record.",
             "version": version,
             "study_uid": self.uid,
-            "started": self.stamp(0),
+            "started": self.stamp(0.0),
             "laboratory": {},
             "history": sorted(patient["history"]),
             "spoilt": {},
@@ -287,18 +287,18 @@ class _Writer:
             self.medication(WARFARIN, -float(self.rng.uniform(20, 400)), None)
         never = [name for name in HISTORY if name not in self.patient["history"]]
         if never:
-            self.condition(HISTORY[self.pick(tuple(never))], self.stamp(-90), -90.0, None, in_error=True)
+            self.condition(HISTORY[self.pick(tuple(never))], self.stamp(-90.0), -90.0, None, in_error=True)
         if self.happens(0.2):
             status = {"coding": [{"system": CLINICAL.replace("condition", "allergyintolerance"), "code": "active"}]}
             self.add(
                 "AllergyIntolerance", patient=self.who, code=self.concept(PENICILLIN), clinicalStatus=status,
-                recordedDate=self.stamp(-800),
+                recordedDate=self.stamp(-800.0),
             )  # fmt: skip
         if self.happens(0.2):
             father = {"coding": [{"system": "http://terminology.hl7.org/CodeSystem/v3-RoleCode", "code": "FTH"}]}
             self.add(
                 "FamilyMemberHistory", status="completed", patient=self.who, relationship=father,
-                date=self.stamp(-200)[:10], condition=[{"code": self.concept(FOUND["infarct"])}],
+                date=self.stamp(-200.0)[:10], condition=[{"code": self.concept(FOUND["infarct"])}],
             )  # fmt: skip
 
     def _prior_study(self) -> None:
@@ -381,15 +381,15 @@ class _Writer:
             # Dated to the order, with no word on when it could be read: only the report says that it is a result.
             results.append(self.observation(finding, began / 2, None, valueCodeableConcept=answer))
             # Decided when the scan was read, written into the encounter as if at its beginning.
-            self.condition(FOUND[name], self.partial(-300), began / 3, visit)
-            self.condition(FOUND[name], self.stamp(-400), 0.15, visit)
+            self.condition(FOUND[name], self.partial(-300.0), began / 3, visit)
+            self.condition(FOUND[name], self.stamp(-400.0), 0.15, visit)
         codes = [self.concept(FOUND[name]) for name in diseases] or None
         self.report(
             MR_BRAIN, 0.0, 0.1, study, order, result=results or None, conclusionCode=codes, conclusion="The report."
         )
         today = {"coding": [{"system": LOINC, "code": "9269-2"}]}
         self.observation(
-            today, None, None, effectiveDateTime=self.stamp(0)[:10], valueQuantity=_quantity(13, "{score}")
+            today, None, None, effectiveDateTime=self.stamp(0.0)[:10], valueQuantity=_quantity(13, "{score}")
         )
 
     def _afterwards(self) -> None:
@@ -407,5 +407,5 @@ class _Writer:
             self.encounter(days - 0.01, days)
 
 
-def _quantity(value: float, unit: str) -> Json:
+def _quantity(value: float | int, unit: str) -> Json:
     return {"value": float(value), "unit": unit, "system": UCUM, "code": unit}

@@ -26,7 +26,7 @@ from foundation.files import write_aside
 
 PADDING, UNKNOWN = 0, 1
 SPECIAL = ("", "?")
-PATIENT_CODES = ("PATIENT|age", "PATIENT|female", "PATIENT|male", "PATIENT|other", "PATIENT|unknown")
+PATIENT_CODES = ("PATIENT|age", "PATIENT|female", "PATIENT|male", "PATIENT|other")
 Match = Literal["exact", "parent", "system", "none"]
 MATCHES: tuple[Match, ...] = ("exact", "parent", "system", "none")
 

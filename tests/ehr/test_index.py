@@ -26,7 +26,7 @@ from ehr.outcomes import Outcome, outcome_after
 from ehr.record import Record
 from ehr.times import DAY_S
 from foundation.errors import InputError
-from tests.ehr.conftest import PATIENT, WHO, concept, observation, study
+from tests.ehr.making import PATIENT, WHO, concept, observation, study
 
 UID = "1.2.3"
 STARTED = "2020-05-03T10:00:00Z"
