@@ -123,7 +123,7 @@ def _from_lines(stream: BufferedIOBase, file: str, quarantine: Quarantine) -> It
             continue
         place = f"line {number}"
         try:
-            yield from _from_document(_parsed(line), file, place, quarantine)
+            yield from _from_document(_parsed(line.strip()), file, place, quarantine)
         except _Unreadable as error:
             quarantine.add(file, place, str(error))
 

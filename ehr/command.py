@@ -24,16 +24,16 @@ def record_command(
     *,
     strict: bool = False,
     zone: str | None = None,
-    study: str | None = None,
+    study_uid: str | None = None,
     at: str | None = None,
     landmark: str | None = None,
     audit: Path | None = None,
     quarantine: Path | None = None,
 ) -> None:
     """The `larmor record` command. What it prints are counts, which name nobody."""
-    if audit and not (study or at):
+    if audit and not (study_uid or at):
         raise InputError("an audit is about an index", got="none", remedy="Name it with --study or --at.")
-    if landmark and not (study or at):
+    if landmark and not (study_uid or at):
         raise InputError("a landmark comes after an index", got="none", remedy="Name it with --study or --at.")
     records = read_records(source, strict=strict, zone=zone)
     for line in describe(records, strict=strict):
@@ -42,8 +42,8 @@ def record_command(
         with write_aside(quarantine) as aside:
             aside.write_text("".join(json.dumps(asdict(one)) + "\n" for one in records.summary.quarantined))
         print(f"wrote {quarantine}")
-    if study or at:
-        admitted = _admitted(records, study, at, landmark, zone)
+    if study_uid or at:
+        admitted = _admitted(records, study_uid, at, landmark, zone)
         found = reduce(add, (one.audit for one in admitted)).as_json()
         print(f"before the index, over {_number(len(admitted), 'patient')}: {found['num_kept']} events kept")
         for reason, kinds in found["dropped"].items():  # pyright: ignore[reportAttributeAccessIssue]
@@ -90,7 +90,7 @@ def describe(records: Records, *, strict: bool) -> Iterable[str]:
 
 
 def _admitted(
-    records: Records, study: str | None, at: str | None, landmark: str | None, zone: str | None
+    records: Records, study_uid: str | None, at: str | None, landmark: str | None, zone: str | None
 ) -> list[Admitted]:
     """Every patient at the index; of a named study only who has it, unless there is one patient, or a time."""
     name, equals, stamp = (landmark or "").partition("=")
@@ -100,12 +100,14 @@ def _admitted(
     having = [
         record
         for record in records.values()
-        if at or any(f"uid:{study}" in one.keys for one in record.studies) or len(records) == 1
+        if at or any(f"uid:{study_uid}" in one.keys for one in record.studies) or len(records) == 1
     ]
     if not having:
         remedy = "Give its StudyInstanceUID as the record spells it, or the time with --at."
         raise InputError("the study is in one of the records", got="in none", remedy=remedy, file=records.source)
-    indices = ((record, index_of(record, study_uid=study, at=at, landmark=declared, zone=zone)) for record in having)
+    indices = (
+        (record, index_of(record, study_uid=study_uid, at=at, landmark=declared, zone=zone)) for record in having
+    )
     return [admit(record, index) for record, index in indices]
 
 

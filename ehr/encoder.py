@@ -30,7 +30,8 @@ from foundation.encoder import HEAD_DIM, make_blocks
 
 # Edges between the bins of a value's place in its reference range (0 to 1): a quarter of it, then ever wider.
 EDGES = (-4.0, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 5.0)
-LONGEST_ORDER = 4096.0  # moments: the slowest of the sines that say how many lie between an event and the index
+# Shortest and longest wave of the sines by which time is told: moments back from the index, and ln(1 + days) before it.
+ORDERS, LOG_DAYS = (4.0, 4096.0), (0.5, 24.0)
 
 
 class RecordEncoderConfig(Config):
@@ -89,7 +90,8 @@ class EventEmbedding(nn.Module):
     """One vector per event: code and value fused, and the time."""
 
     edges: Tensor
-    frequencies: Tensor
+    of_order: Tensor
+    of_log_days: Tensor
 
     def __init__(self, vocabulary_size: int, width: int):
         super().__init__()
@@ -97,11 +99,12 @@ class EventEmbedding(nn.Module):
         self.bin = nn.Embedding(len(EDGES) + 1, width)
         self.state = nn.Embedding(len(State), width)
         self.value = nn.Sequential(nn.Linear(2, width), nn.GELU(), nn.Linear(width, width))
-        self.time = nn.Sequential(nn.Linear(1 + width, width), nn.GELU(), nn.Linear(width, width))
+        self.time = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, width))
         self.fuse = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
         self.register_buffer("edges", torch.tensor(EDGES), persistent=False)
-        frequencies = LONGEST_ORDER ** -torch.linspace(0, 1, width // 2)
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        for name, (shortest, longest) in (("of_order", ORDERS), ("of_log_days", LOG_DAYS)):
+            wavelengths = shortest * (longest / shortest) ** torch.linspace(0, 1, width // 2)
+            self.register_buffer(name, 2 * math.pi / wavelengths, persistent=False)
         for table in (self.code, self.bin, self.state):
             nn.init.trunc_normal_(table.weight, std=0.02)
         with torch.no_grad():
@@ -113,9 +116,10 @@ class EventEmbedding(nn.Module):
         measured = self.bin(torch.bucketize(batch.position, self.edges)) + self.value(value)
         # The sum goes through a layer that mixes it: what a value means depends on whose it is.
         fact = self.code(batch.code) + self.state(batch.state) + torch.where(has_value, measured, 0.0)
-        angle = batch.order[..., None].float() * self.frequencies
-        order = torch.cat([angle.sin(), angle.cos()], dim=-1)
-        return fact + self.fuse(fact) + self.time(torch.cat([batch.log_days[..., None] / 10, order], dim=-1))
+        angles = torch.cat(
+            [batch.order[..., None] * self.of_order, batch.log_days[..., None] * self.of_log_days], dim=-1
+        )
+        return fact + self.fuse(fact) + self.time(torch.cat([angles.sin(), angles.cos()], dim=-1))
 
 
 class RecordEncoder(nn.Module):

@@ -104,7 +104,7 @@ class Pseudonyms:
         stamps += [person.death.hi] if person.death else []
         if birth and stamps:  # nobody is older than 90 at the end of the record
             earliest = max(stamps) - OLDEST_YEARS * YEAR_S
-            birth = birth if birth.middle >= earliest else Span(earliest, earliest)
+            birth = birth if birth.middle > earliest else Span(earliest - DAY_S, earliest - DAY_S)
         return Person(
             self._keys(person.keys), _moved(birth, by_s), person.sex, person.is_dead, _moved(person.death, by_s)
         )

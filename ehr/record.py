@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ehr.bundle import Found, Quarantine, SetAside, resources_in
 from ehr.events import Event, ImagedStudy, Link, Person, Stay
-from ehr.resources import READERS, WITHOUT_SUBJECT, Extract, extract
+from ehr.resources import NOT_READ, READERS, WITHOUT_SUBJECT, Extract, extract
 from ehr.times import Span, zone_named
 from foundation.errors import InputError
 
@@ -150,7 +150,7 @@ class _Reading:
     def take(self, found: Found) -> None:
         kind = found.resource["resourceType"]
         if kind not in READERS:
-            self.summary.unread[kind if kind.isalpha() and kind.isascii() and len(kind) <= 40 else "?"] += 1
+            self.summary.unread[kind if kind in NOT_READ else "unknown"] += 1
             return
         if self.validator:
             verdict = self.validator.check(found.resource)

@@ -505,6 +505,20 @@ READERS: dict[str, Callable[[_Reader, Extract], None]] = {
     "ImagingStudy": _imaging_study,
     "DiagnosticReport": _report,
 }
+# What else may be named when it is counted; a name that is not here may be anybody's.
+NOT_READ = frozenset((
+    "Account", "Appointment", "AuditEvent", "Basic", "Binary", "BodyStructure", "CarePlan", "CareTeam", "Claim",
+    "ClaimResponse", "ClinicalImpression", "CodeSystem", "Communication", "CommunicationRequest", "Composition",
+    "Consent", "Contract", "Coverage", "DetectedIssue", "Device", "DeviceRequest", "DeviceUseStatement",
+    "DocumentManifest", "DocumentReference", "Endpoint", "EpisodeOfCare", "ExplanationOfBenefit", "Flag", "Goal",
+    "Group", "GuidanceResponse", "HealthcareService", "ImagingSelection", "Immunization",
+    "ImmunizationRecommendation", "InsurancePlan", "Invoice", "Library", "List", "Location", "Measure",
+    "MeasureReport", "Media", "MedicationDispense", "MedicationKnowledge", "MessageHeader", "MolecularSequence",
+    "NutritionOrder", "OperationOutcome", "Organization", "Parameters", "PlanDefinition", "Practitioner",
+    "PractitionerRole", "Provenance", "Questionnaire", "QuestionnaireResponse", "RelatedPerson", "RequestGroup",
+    "ResearchStudy", "ResearchSubject", "RiskAssessment", "Schedule", "Slot", "Specimen", "StructureDefinition",
+    "Substance", "Subscription", "SupplyDelivery", "SupplyRequest", "Task", "ValueSet", "VisionPrescription"
+))  # fmt: skip
 BY_PATIENT = ("AllergyIntolerance", "FamilyMemberHistory")  # they call their subject so
 WITHOUT_SUBJECT = ("Patient", "Medication")
 
