@@ -5,10 +5,27 @@ A resource gives one event, several or none (`ehr/resources.py`); `ehr/index.py`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ehr.times import Span
 from ehr.units import State
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Link:
+    """A resource as a node of the record's graph: the keys that it is known by, and the keys that it names.
+
+    `cites` are what the resource was derived from or belongs to, `results` what it brought forth, `orders` what asked for
+    it, `part_of` the resource that contains it. A key is a reference ("Observation/17", "urn:uuid:..."), an identifier
+    ("id:SYSTEM|VALUE"), a study's DICOM identifier ("uid:1.2.3") or an accession number ("accession:A17").
+    """
+
+    kind: str
+    keys: tuple[str, ...]
+    cites: tuple[str, ...] = ()
+    results: tuple[str, ...] = ()
+    orders: tuple[str, ...] = ()
+    part_of: Link | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +36,7 @@ class Event:
     `happened` and `known` are intervals because stamps are; None where the file has none that can be read. A value is kept as
     it was written (`value`, `unit`) beside what it means: `canonical` in the canonical unit, and `position`, 0 at the lower
     and 1 at the upper end of the reference range. Both are None where `state` says that the value cannot be used.
-    `is_valid` is False for what was cancelled, refuted or entered in error. `link` is the place of its resource in
+    `is_valid` is False for what was cancelled, refuted or entered in error. `link` is its resource among
     `Record.links`, `source` its reference, "Observation/17". `text` is free text, and None unless it was asked for.
     """
 
@@ -30,7 +47,7 @@ class Event:
     status: str
     is_valid: bool
     source: str
-    link: int
+    link: Link = field(compare=False, repr=False)
     encounter: str | None = None
     broader: tuple[str, ...] = ()
     value: float | None = None
@@ -42,23 +59,6 @@ class Event:
     position: float | None = None
     medication: str | None = None  # where the codes are, when they are in a resource of their own
     text: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """A resource as a node of the record's graph: the keys that it is known by, and the keys that it names.
-
-    `cites` are what the resource was derived from or belongs to, `results` what it brought forth, `orders` what asked for
-    it, `parts_of` the resource that contains it. A key is a reference ("Observation/17", "urn:uuid:..."), an identifier
-    ("id:SYSTEM|VALUE"), a study's DICOM identifier ("uid:1.2.3") or an accession number ("accession:A17").
-    """
-
-    kind: str
-    keys: tuple[str, ...]
-    cites: tuple[str, ...] = ()
-    results: tuple[str, ...] = ()
-    orders: tuple[str, ...] = ()
-    part_of: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

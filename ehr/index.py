@@ -180,7 +180,7 @@ def admit(record: Record, index: Index, rule: IndexRule | None = None) -> Admitt
     return Admitted(record, index, tuple(kept), Audit(rule, index.landmark, _ordered(counts)))
 
 
-def _verdict(event: Event, index: Index, rule: IndexRule, own: set[int], embargo: _Embargo | None) -> str:
+def _verdict(event: Event, index: Index, rule: IndexRule, own: set[Link], embargo: _Embargo | None) -> str:
     if not event.is_valid:
         return INVALID
     if event.happened is None:
@@ -233,27 +233,23 @@ class _Embargo:
         return stay.end is not None and stay.end.hi < self._time
 
 
-def links_from(links: Iterable[Link], study: frozenset[str]) -> set[int]:
-    """Places of the resources that come from the index study: its report, the report's results, what was derived from them.
+def links_from(links: Iterable[Link], study: frozenset[str]) -> set[Link]:
+    """The resources that come from the index study: its report, the report's results, what was derived from any of them.
 
     The walk starts at the study's keys. A resource that cites one that was reached, or was ordered by the same order, is
     reached; so are a report's results. Orders themselves are not: they were there before, and one of them is the
     indication. Nothing is reached through a patient, an encounter or a diagnosis, which join everything.
     """
-    links = list(links)
-    known_by, cited_by, ordered_by = (defaultdict(list) for _ in range(3))
-    inside: dict[int, list[int]] = defaultdict(list)
-    for place, link in enumerate(links):
-        for key in link.keys:
-            known_by[key].append(place)
-        for key in link.cites:
-            cited_by[key].append(place)
-        for key in link.orders:
-            ordered_by[key].append(place)
+    known_by, cited_by, ordered_by = (defaultdict[str, list[Link]](list) for _ in range(3))
+    inside: dict[Link, list[Link]] = defaultdict(list)
+    for link in links:
+        for keys, found_by in ((link.keys, known_by), (link.cites, cited_by), (link.orders, ordered_by)):
+            for key in keys:
+                found_by[key].append(link)
         if link.part_of is not None:
-            inside[link.part_of].append(place)
+            inside[link.part_of].append(link)
 
-    reached: set[int] = set()
+    reached: set[Link] = set()
     seen: set[tuple[str, bool]] = set()
     waiting: list[tuple[str, bool]] = [(key, False) for key in sorted(study)]  # (key, whether it is an order's)
     while waiting:
@@ -264,30 +260,24 @@ def links_from(links: Iterable[Link], study: frozenset[str]) -> set[int]:
         found = list(ordered_by[key])
         if not is_order:
             found += cited_by[key]
-        for place in known_by[key]:
-            if links[place].kind == "ServiceRequest":  # an order that shares the study's number, or is named by it
-                waiting += [(name, True) for name in links[place].keys]
+        for link in known_by[key]:
+            if link.kind == "ServiceRequest":  # an order that shares the study's number, or is named by it
+                waiting += [(name, True) for name in link.keys]
             elif not is_order:
-                found.append(place)
-        for place in found:
-            if place not in reached:
-                waiting += _from(place, links, inside, reached)
+                found.append(link)
+        while found:
+            link = found.pop()
+            if link not in reached:
+                reached.add(link)
+                found += inside[link]
+                waiting += _leads(link)
     return reached
 
 
-def _from(place: int, links: list[Link], inside: Mapping[int, list[int]], reached: set[int]) -> list[tuple[str, bool]]:
-    """Mark a resource and those that it contains as reached, and return where they lead."""
-    reached.add(place)
-    link = links[place]
-    leads: list[tuple[str, bool]] = []
-    if link.kind in LEADING:
-        leads += [(key, False) for key in (*link.keys, *link.results)]
-    if link.kind in ("ImagingStudy", "DiagnosticReport"):
-        leads += [(key, True) for key in link.orders]
-    for inner in inside.get(place, ()):
-        if inner not in reached:
-            leads += _from(inner, links, inside, reached)
-    return leads
+def _leads(link: Link) -> list[tuple[str, bool]]:
+    """The keys under which a resource that was reached leads on; True marks those of an order."""
+    leads = [(key, False) for key in (*link.keys, *link.results)] if link.kind in LEADING else []
+    return leads + [(key, True) for key in link.orders if link.kind in ("ImagingStudy", "DiagnosticReport")]
 
 
 # What the walk goes on from; anything else that it reaches is an end.

@@ -14,6 +14,7 @@ import hashlib
 import hmac
 import os
 import secrets
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,11 +84,14 @@ class Pseudonyms:
 
     def record(self, record: Record) -> Record:
         by_s = self.shift_s(record.subject)
+        links: dict[Link, Link] = {}
+        for link in record.links:  # what contains others comes before them
+            links[link] = self._link(link, links)
         return Record(
             subject=self.of(record.subject),
             person=self._person(record, by_s),
-            events=tuple(self._event(event, by_s) for event in record.events),
-            links=tuple(self._link(link) for link in record.links),
+            events=tuple(self._event(event, by_s, links[event.link]) for event in record.events),
+            links=tuple(links.values()),
             stays=tuple(Stay(self._keys(one.keys), _moved(one.start, by_s), _moved(one.end, by_s)) for one in record.stays),
             studies=tuple(
                 ImagedStudy(self._keys(one.keys), _moved(one.started, by_s), one.modalities, self._maybe(one.encounter))
@@ -109,9 +113,10 @@ class Pseudonyms:
             self._keys(person.keys), _moved(birth, by_s), person.sex, person.is_dead, _moved(person.death, by_s)
         )
 
-    def _event(self, event: Event, by_s: float) -> Event:
+    def _event(self, event: Event, by_s: float, link: Link) -> Event:
         return replace(
             event,
+            link=link,
             happened=_moved(event.happened, by_s),
             known=_moved(event.known, by_s),
             status=event.status if event.status in VALID.get(event.kind, ()) else "",
@@ -122,9 +127,10 @@ class Pseudonyms:
             text=None,
         )
 
-    def _link(self, link: Link) -> Link:
+    def _link(self, link: Link, links: Mapping[Link, Link]) -> Link:
         cites, results, orders = (self._keys(keys) for keys in (link.cites, link.results, link.orders))
-        return Link(link.kind, self._keys(link.keys), cites, results, orders, link.part_of)
+        part_of = None if link.part_of is None else links[link.part_of]
+        return Link(link.kind, self._keys(link.keys), cites, results, orders, part_of)
 
     def _keys(self, keys: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(self.key(key) for key in keys)

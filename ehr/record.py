@@ -99,12 +99,6 @@ class _Draft:
     persons: list[tuple[Person, Found]] = field(default_factory=list)
 
     def add(self, found: Extract) -> None:
-        first = len(self.links)
-        if first:
-            found.events = [replace(event, link=event.link + first) for event in found.events]
-            found.links = [
-                link if link.part_of is None else replace(link, part_of=link.part_of + first) for link in found.links
-            ]
         self.events += found.events
         self.links += found.links
         self.stays += [found.stay] if found.stay else []
@@ -112,8 +106,8 @@ class _Draft:
 
     def take(self, other: _Draft) -> None:
         """Another draft that turned out to be of the same patient."""
-        whole = Extract("", (), events=other.events, links=other.links)
-        self.add(whole)
+        self.events += other.events
+        self.links += other.links
         self.stays += other.stays
         self.studies += other.studies
         self.persons += other.persons
@@ -152,13 +146,13 @@ class _Reading:
         if kind not in READERS:
             self.summary.unread[kind if kind in NOT_READ else "unknown"] += 1
             return
-        if self.validator:
-            verdict = self.validator.check(found.resource)
-            if verdict.version is None:
-                return self._set_aside(found, verdict.reason or "invalid")
-            self.summary.versions[verdict.version] += 1
-            self.summary.repairs.update(verdict.repairs)
         try:
+            if self.validator:
+                verdict = self.validator.check(found.resource)
+                if verdict.version is None:
+                    return self._set_aside(found, verdict.reason or "invalid")
+                self.summary.versions[verdict.version] += 1
+                self.summary.repairs.update(verdict.repairs)
             got = extract(found.resource, found.full_url, zone=self.zone, free_text=self.free_text)
         except RecursionError:
             return self._set_aside(found, "nested too deeply")

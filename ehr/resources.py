@@ -72,26 +72,26 @@ class Extract:
 
 
 def extract(resource: Json, full_url: object = None, *, zone: tzinfo | None = None, free_text: bool = False) -> Extract:
-    """Everything that is read from a resource; `full_url` is its address in a bundle. Links count from 0, as if it were alone."""
+    """Everything that is read from a resource; `full_url` is its address in a bundle."""
     kind = text_of(resource.get("resourceType")) or ""
     reader = _Reader(resource, kind, own_keys(resource, kind, full_url), zone, free_text)
     found = Extract(kind, reader.keys)
     if kind not in READERS:
         return found
     found.subject = references_in(resource.get("patient" if kind in BY_PATIENT else "subject"), reader.source)
-    found.links.append(reader.link())
+    found.links.append(reader.link)
     READERS[kind](reader, found)
     for inner in _list(resource.get("contained")):
-        if isinstance(inner, dict) and inner.get("resourceType") in READERS:
+        if isinstance(inner, dict) and text_of(inner.get("resourceType")) in READERS:
             _take_contained(inner, reader, found)
     return found
 
 
 def _take_contained(resource: Json, owner: _Reader, found: Extract) -> None:
     """A resource inside another is known by "OWNER#id" and shares its subject; what it refers to by "#id" lies beside it."""
-    kind, name = str(resource["resourceType"]), text_of(resource.get("id")) or ""
+    kind, name = resource["resourceType"].strip(), text_of(resource.get("id")) or ""
     keys = tuple(f"{key}#{name}" for key in owner.keys)
-    reader = _Reader(resource, kind, keys, owner.zone, owner.free_text, owner.source)
+    reader = _Reader(resource, kind, keys, owner.zone, owner.free_text, owner)
     inner = Extract(kind, keys)
     READERS[kind](reader, inner)
     if kind == "Patient":
@@ -101,8 +101,8 @@ def _take_contained(resource: Json, owner: _Reader, found: Extract) -> None:
             replace(one, codes=inner.codes, medication=None) if one.medication in keys else one for one in found.events
         ]
     else:
-        found.events += [replace(one, link=len(found.links)) for one in inner.events]
-        found.links.append(replace(reader.link(), part_of=0))
+        found.events += inner.events
+        found.links.append(reader.link)
 
 
 # ------------------------------------------------------------------------------------------------ references
@@ -187,7 +187,13 @@ class _Reader:
     """A resource with what its readers share."""
 
     def __init__(
-        self, resource: Json, kind: str, keys: tuple[str, ...], zone: tzinfo | None, free_text: bool, owner: str = ""
+        self,
+        resource: Json,
+        kind: str,
+        keys: tuple[str, ...],
+        zone: tzinfo | None,
+        free_text: bool,
+        owner: _Reader | None = None,
     ):
         self.resource = resource
         self.kind = kind
@@ -195,18 +201,19 @@ class _Reader:
         self.zone = zone
         self.free_text = free_text
         self.source = keys[0] if keys else kind
-        self.owner = owner or self.source  # "#x" lies in the outermost resource
+        self.owner = owner.source if owner else self.source  # "#x" lies in the outermost resource
         self.get = resource.get
         encounter = references_in(resource.get("encounter") or resource.get("context"), self.owner)
         self.encounter = encounter[0] if encounter else None
         status = text_of(resource.get("status"))
         self.status = status if status and status.isascii() and len(status) <= MOST_CHARACTERS else ""
+        self.link = self._link(owner.link if owner else None)
 
-    def link(self) -> Link:
+    def _link(self, part_of: Link | None) -> Link:
         cites = [key for name in CITING if name in self.resource for key in references_in(self.get(name), self.owner)]
         results = [key for name in RESULTS.get(self.kind, ()) for key in references_in(self.get(name), self.owner)]
         orders = references_in(self.get("basedOn"), self.owner) if "basedOn" in self.resource else ()
-        return Link(self.kind, self.keys, tuple(cites), tuple(results), orders)
+        return Link(self.kind, self.keys, tuple(cites), tuple(results), orders, part_of)
 
     def span(self, name: str) -> Span | None:
         return span_of(self.get(name), self.zone)
@@ -249,7 +256,7 @@ class _Reader:
     def event(self, codes: tuple[str, ...], happened: Span | None, known: Span | None, **more: Any) -> Event:
         return Event(
             self.kind, codes, happened, known, more.pop("status", self.status), more.pop("is_valid", True), self.source,
-            0, self.encounter, **more,
+            self.link, self.encounter, **more,
         )  # fmt: skip
 
     def words(self, *values: object) -> str | None:

@@ -12,8 +12,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 
-from ehr.analytes import BY_LOINC, Analyte
+from ehr.analytes import BY_LOINC, BY_NAME, Analyte
 
 # UCUM unit: other ways to write it. Compared without case and blanks, micro written u, and a leading x (times) dropped.
 SPELLINGS = {
@@ -116,8 +117,14 @@ def measure(loinc: str, value: float, units: tuple[str, ...]) -> Measurement:
 
 def factor_of(analyte: Analyte, units: tuple[str, ...]) -> tuple[float, float] | State:
     """(factor, offset) to the canonical unit, or why there is none."""
+    return _factor_of(analyte.name, units)
+
+
+@lru_cache(4096)  # a laboratory has few spellings, and repeats them for every result
+def _factor_of(name: str, units: tuple[str, ...]) -> tuple[float, float] | State:
     known = (ucum_of(unit) for unit in units or ("",))
-    found = {analyte.units[unit] for unit in known if unit is not None and unit in analyte.units}
+    factors = BY_NAME[name].units
+    found = {factors[unit] for unit in known if unit is not None and unit in factors}
     if len(found) == 1:
         return found.pop()
     if found:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from ehr.synthesis import make_bundle
-from foundation.reading.collection import read_manifest
 from serve.__main__ import main
 from tests.ehr.making import patient_truth
 
@@ -68,13 +67,10 @@ def test_what_is_wrong_is_one_line(arguments: list[str], source: tuple[Path, str
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_cohort_has_records_unless_told_otherwise(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    folder = tmp_path / "c"
-    command = ["cohort", str(folder), "--subjects", "1", "--spacing", "4", "--contrasts", "T1w", "--processes", "1"]
-    assert main([*command, "--record", "none"]) == 0
-    assert [row.ehr for row in read_manifest(folder / "manifest.jsonl").rows] == [None]
-    assert main(command) == 0
-    assert [row.ehr for row in read_manifest(folder / "manifest.jsonl").rows] == ["sub-00000/record.json"]
-    capsys.readouterr()
-    assert main([*command, "--record", "R3"]) == 2
+def test_records_in_no_version_are_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """That a cohort has records is seen where its command is tested, tests/foundation/cohort/test_writing.py."""
+    assert main(["cohort", str(tmp_path / "c"), "--record", "R3"]) == 2
     assert "R5" in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
