@@ -21,7 +21,8 @@ COMMANDS = {
     "evaluate": "finetune.evaluate:evaluate_to_folder",
     "fewshot": "finetune.fewshot:fewshot_command",
     "serve": "serve.app:launch",
-    "cohort": "foundation.cohort.writing:cohort_command",
+    "cohort": "ehr.command:cohort_command",
+    "record": "ehr.command:record_command",
     "prepare": "foundation.store.command:prepare_command",
     "doctor": "serve.doctor:main",
 }
@@ -104,7 +105,20 @@ def _parser() -> argparse.ArgumentParser:
     cohort.add_argument("--anatomy", type=Path, metavar="DIR", help="whole-head label maps to start from")
     cohort.add_argument("--maps", action="store_true", default=None, help="T1, T2 and ADC maps too")
     cohort.add_argument("--raw", action="store_true", default=None, help="multi-coil k-space of a few slices too")
+    cohort.add_argument("--record", default="mixed", help="FHIR records: R4, R5, mixed or none (default: %(default)s)")
     cohort.add_argument("--processes", type=int, help="how many at a time (default: every core)")
+
+    record = command("record", "say in counts what a patient's FHIR record holds; writes nothing unless told where")
+    record.add_argument(
+        "source", type=Path, metavar="SOURCE", help="a bundle, NDJSON or a folder of them, gzipped or not"
+    )
+    record.add_argument("--strict", action="store_true", help="take only resources that are valid FHIR")
+    record.add_argument("--zone", metavar="NAME", help="where times without a zone were written, as Europe/Berlin")
+    record.add_argument("--study", dest="study_uid", metavar="UID", help="the index study; says what may be known when it is read")
+    record.add_argument("--at", metavar="TIME", help="when it began, if the record does not say")
+    record.add_argument("--landmark", metavar="NAME=TIME", help="a later moment to look from, as surgery=2020-05-07")
+    record.add_argument("--audit", type=Path, metavar="FILE", help="write what was kept and left out, and why, as JSON")
+    record.add_argument("--quarantine", type=Path, metavar="FILE", help="write what could not be read, with its place")
 
     prepare = command("prepare", "make a collection ready for pretraining; writes volumes and an index into STORE")
     prepare.add_argument(

@@ -1,10 +1,10 @@
 """Collections: a manifest names the studies, their masks, targets and splits, one JSON object per line.
 
     {"subject": "017", "session": "2021", "series": [{"path": "017/t1.nii.gz", "contrast": "T1w"}],
-     "mask": "017/lesions.nii.gz", "targets": {"age": 61.5}, "ehr": "017/bundle.json", "split": "train"}
+     "mask": "017/lesions.nii.gz", "targets": {"age": 61.5}, "ehr": "017/bundle.json", "study_uid": "1.2.3", "split": "train"}
 
-Only `subject` and `series` are needed. Paths are relative to the manifest, so that a collection can be moved. A new
-data set is a manifest and a config, no Python.
+Only `subject` and `series` are needed; `study_uid` is the study's name in DICOM, by which the record knows it. Paths are
+relative to the manifest, so that a collection can be moved. A new data set is a manifest and a config, no Python.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ class Row(_Strict):
     mask: RelativePath | None = None
     targets: dict[str, Target] = {}
     ehr: RelativePath | None = None
+    study_uid: Annotated[str, Field(pattern=r"^[0-9.]+$")] | None = None
     split: Split | None = None
 
     @property

@@ -205,6 +205,7 @@ def test_the_command_writes_a_cohort_and_says_where(tmp_path, capsys):
     (row,) = read_manifest(out / "manifest.jsonl").rows
     assert {series.contrast for series in read_study(row, out).series} == {"unknown"}
     assert len({entry.path for entry in row.series}) == len(row.series)
+    assert row.ehr is not None and row.study_uid is not None and row.study_uid in (out / row.ehr).read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,121 @@
+"""The commands of the record: `larmor record SOURCE` counts what a source holds, `larmor cohort OUT` writes records too."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from functools import reduce
+from operator import add
+from pathlib import Path
+
+from ehr.index import Admitted, admit, index_of
+from ehr.record import Records, read_records
+from ehr.units import State
+from foundation.errors import InputError
+from foundation.files import write_aside
+
+SHOWN = 12  # of a list of counts
+
+
+def record_command(
+    source: Path,
+    *,
+    strict: bool = False,
+    zone: str | None = None,
+    study_uid: str | None = None,
+    at: str | None = None,
+    landmark: str | None = None,
+    audit: Path | None = None,
+    quarantine: Path | None = None,
+) -> None:
+    """The `larmor record` command. What it prints are counts, which name nobody."""
+    if audit and not (study_uid or at):
+        raise InputError("an audit is about an index", got="none", remedy="Name it with --study or --at.")
+    if landmark and not (study_uid or at):
+        raise InputError("a landmark comes after an index", got="none", remedy="Name it with --study or --at.")
+    records = read_records(source, strict=strict, zone=zone)
+    for line in describe(records, strict=strict):
+        print(line)
+    if quarantine:
+        with write_aside(quarantine) as aside:
+            aside.write_text("".join(json.dumps(asdict(one)) + "\n" for one in records.summary.quarantined))
+        print(f"wrote {quarantine}")
+    if study_uid or at:
+        admitted = _admitted(records, study_uid, at, landmark, zone)
+        found = reduce(add, (one.audit for one in admitted)).as_json()
+        print(f"before the index, over {_number(len(admitted), 'patient')}: {found['num_kept']} events kept")
+        for reason, kinds in found["dropped"].items():  # pyright: ignore[reportAttributeAccessIssue]
+            print(f"  left out, {reason}: {_counts(kinds)}")
+        if audit:
+            with write_aside(audit) as aside:
+                aside.write_text(json.dumps(found, indent=1) + "\n")
+            print(f"wrote {audit}")
+
+
+def cohort_command(out: Path, *, record: str = "mixed", **settings: object) -> None:
+    """The `larmor cohort` command: the cohort, and a record beside every patient unless `record` is "none"."""
+    from ehr.synthesis import VERSIONS, write_records
+    from foundation.cohort.writing import cohort_command as write_images
+
+    if record not in (*VERSIONS, "none"):
+        got = repr(record)
+        raise InputError(
+            "a record is in a version of FHIR", got=got, remedy=f"Use one of: {', '.join(VERSIONS)}, none."
+        )
+    write_images(out, **settings)  # pyright: ignore[reportArgumentType]
+    if record != "none":
+        write_records(out, version=record)
+        print(f"wrote their records: {record}")
+
+
+def describe(records: Records, *, strict: bool) -> Iterable[str]:
+    """A source in counts."""
+    summary = records.summary
+    checked = "every resource of a type that is read was validated" if strict else "nothing was validated"
+    yield f"{_number(len(records), 'patient')}; {checked}"
+    yield f"resources read: {_counts(summary.kinds)}"
+    yield f"of other types, not read: {_counts(summary.unread)}"
+    if strict:
+        yield f"valid under: {_counts(summary.versions)}; mended: {_counts(summary.repairs)}"
+    reasons = Counter(f"{one.kind or 'document'}, {one.reason}" for one in summary.quarantined)
+    yield f"set aside: {sum(reasons.values())}"
+    for reason, number in reasons.most_common():
+        yield f"  {number} {reason}"
+    events = [event for record in records.values() for event in record.events]
+    yield f"events: {_counts(Counter(event.kind for event in events))}"
+    states = Counter(event.state.name.lower().replace("_", " ") for event in events if event.state is not State.NONE)
+    yield f"values: {_counts(states)}"
+
+
+def _admitted(
+    records: Records, study_uid: str | None, at: str | None, landmark: str | None, zone: str | None
+) -> list[Admitted]:
+    """Every patient at the index; of a named study only who has it, unless there is one patient, or a time."""
+    name, equals, stamp = (landmark or "").partition("=")
+    if landmark and not (equals and name and stamp):
+        raise InputError("a landmark is NAME=TIME", got="something else", remedy="For example surgery=2020-05-07.")
+    declared = (name, stamp) if landmark else None
+    having = [
+        record
+        for record in records.values()
+        if at or any(f"uid:{study_uid}" in one.keys for one in record.studies) or len(records) == 1
+    ]
+    if not having:
+        remedy = "Give its StudyInstanceUID as the record spells it, or the time with --at."
+        raise InputError("the study is in one of the records", got="in none", remedy=remedy, file=records.source)
+    indices = (
+        (record, index_of(record, study_uid=study_uid, at=at, landmark=declared, zone=zone)) for record in having
+    )
+    return [admit(record, index) for record, index in indices]
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    ordered = Counter(counts).most_common()
+    more = [f"and {len(ordered) - SHOWN} more"] if len(ordered) > SHOWN else []
+    return ", ".join([*(f"{name} {number}" for name, number in ordered[:SHOWN]), *more]) or "none"
+
+
+def _number(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
