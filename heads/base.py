@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import SerializeAsAny, field_validator
 from torch import Tensor, nn
 
-from foundation.checkpoint import load_model_folder, save_model_folder
+from foundation.checkpoint import load_model_folder, read_about, save_model_folder
 from foundation.config import Config
 from foundation.encoder import Encoder, EncoderConfig, Features, layer_rate
 from foundation.errors import InputError
@@ -132,7 +132,7 @@ class HeadReading:
 class Head(nn.Module):
     """A head takes features and the batch to an output, compares it with the truth, and words it as findings.
 
-    `is_dense` heads get voxels beside tokens, and their recipe also trains norms and the patch embedding.
+    `is_dense` heads get voxels beside tokens, and more of the encoder learns for them (`finetune/adapters.py`).
     """
 
     is_dense: bool
@@ -278,10 +278,15 @@ def save_task(folder: Path, model: TaskModel, config: TaskConfig, *, card: str, 
     save_model_folder(folder, kind="task", config=config, state=model.state_dict(), card=card, provenance=provenance)
 
 
-def default_models() -> list[Path]:
-    """The task folders used when none is named: those under $LARMOR_MODELS, or where `make demo` puts them."""
-    root = Path(os.environ.get("LARMOR_MODELS", "runs/demo/models"))
+def model_folders(root: Path | None = None) -> list[Path]:
+    """The model folders directly under `root`: by default $LARMOR_MODELS, or where `make demo` puts them."""
+    root = root or Path(os.environ.get("LARMOR_MODELS", "runs/demo/models"))
     return sorted(file.parent for file in root.glob("*/config.json"))
+
+
+def default_models() -> list[Path]:
+    """The models used when none is named: those for a task, whole or as adapters; a backbone may lie beside them."""
+    return [folder for folder in model_folders() if read_about(folder)["kind"] != "encoder"]
 
 
 def load_task(folder: Path) -> tuple[TaskModel, TaskConfig, str]:
