@@ -17,6 +17,7 @@ from foundation.errors import InputError
 
 COMMANDS = {
     "read": "serve.pipeline:read_to_folder",
+    "adapter": "heads.adapters.command:adapter_command",
     "evaluate": "finetune.evaluate:evaluate_to_folder",
     "serve": "serve.app:launch",
     "cohort": "foundation.cohort.writing:cohort_command",
@@ -57,6 +58,13 @@ def _parser() -> argparse.ArgumentParser:
     read.add_argument("out", type=Path, metavar="OUT", help="the folder to write into; made if absent")
     _add_models(read)
 
+    adapter = command(
+        "adapter", "check what a task adds to a backbone; with --merge, writes the whole model that both make"
+    )
+    adapter.add_argument("adapter", type=Path, metavar="DIR", help="an adapter folder made by finetune")
+    adapter.add_argument("--merge", type=Path, metavar="OUT", help="the model folder to write; it needs no backbone")
+    _add_backbones(adapter)
+
     evaluate = command("evaluate", "score a model on labelled studies; writes metrics with intervals into OUT")
     evaluate.add_argument("task", metavar="TASK", help="a task's name, as under configs/finetune/")
     evaluate.add_argument(
@@ -64,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("out", type=Path, metavar="OUT", help="the folder to write into; made if absent")
     evaluate.add_argument("--model", type=Path, metavar="DIR", help="a model folder made by finetune")
+    _add_backbones(evaluate)
     evaluate.add_argument("--split", default="test", help="which of the manifest's splits (default: %(default)s)")
 
     serve = command("serve", "open the page; what it writes goes when the server stops, unless downloaded")
@@ -122,7 +131,15 @@ def _port(text: str) -> int:
 def _add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", dest="models", type=Path, action="append", default=[], metavar="DIR",
-        help="a model folder made by finetune; repeat for several",
+        help="a model or adapter folder made by finetune; repeat for several",
+    )  # fmt: skip
+    _add_backbones(parser)
+
+
+def _add_backbones(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--backbone", dest="backbones", type=Path, action="append", default=[], metavar="DIR",
+        help="the folder that an adapter was fitted on, if it is neither where it was nor beside the adapter; repeatable",
     )  # fmt: skip
 
 
@@ -132,9 +149,15 @@ def _check_paths(arguments: dict[str, Any]) -> None:
         path = arguments.get(name)
         if path is not None and not path.exists() and not (name == "study" and "#" in str(path)):
             raise InputError(f"the {name} exists", got=path, remedy="Give the path of an existing one.")
-    for folder in [arguments.get("model"), *arguments.get("models", [])]:
+    named = [
+        arguments.get("model"),
+        arguments.get("adapter"),
+        *arguments.get("models", []),
+        *arguments.get("backbones", []),
+    ]
+    for folder in named:
         if folder is not None and not (folder / "config.json").is_file():
-            remedy = "Give a folder that finetune wrote."
+            remedy = "Give a folder that pretraining or fine-tuning wrote."
             raise InputError("a model is a folder that holds config.json", got=folder, remedy=remedy)
 
 
