@@ -30,11 +30,17 @@ class DataConfig(Config):
 
 
 class LoraConfig(Config):
-    """Low-rank adapters on attention and MLP of the last `blocks` blocks (None: all)."""
+    """Low-rank adapters on attention and MLP of the last `blocks` blocks; None leaves the places to the kind of head
+    (finetune/adapters.py says which).
 
-    rank: int = 16
-    alpha: int = 32
-    blocks: int | None = None
+    `whole` puts them in every block and, where the head is dense, lets all norms and the patch embedding learn too. Nothing
+    that the encoder computes is then shared with other tasks.
+    """
+
+    rank: Annotated[int, Field(ge=1)] = 16
+    alpha: Annotated[int, Field(ge=1)] = 32
+    blocks: Annotated[int, Field(ge=1)] | None = None
+    whole: bool = False
 
 
 class AugmentConfig(Config):
@@ -87,7 +93,7 @@ class FinetuneConfig(Config):
     `caution` is what every reading by this model must say of it. `encoder` is a pretrained model folder,
     or that of another task, which then also gives as much of its head as fits; `size` and
     `drop_path` are those of an encoder from scratch. `recipe` says what of the encoder learns: everything from random weights
-    (scratch), nothing (frozen), adapters (lora: for dense heads also norms and patch embedding), or everything (full). What of
+    (scratch), nothing (frozen), adapters (lora: for dense heads also norms), or everything (full). What of
     a pretrained one learns does so at `encoder_rate` times the head's rate, each block `layer_decay` times as fast as the next.
     All other recipes are baselines (`finetune/baselines.py`).
     """

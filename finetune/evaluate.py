@@ -19,7 +19,8 @@ from foundation.figures import ScoreRow, plot_dice_table
 from foundation.files import write_aside
 from foundation.reading.collection import read_manifest
 from foundation.training import software_versions
-from heads.base import TaskModel, default_models, load_task
+from heads.adapters.folder import Backbones, load_model
+from heads.base import TaskModel, default_models
 
 RESAMPLES = 1000
 
@@ -99,11 +100,14 @@ def save_evaluation(evaluation: Evaluation, folder: Path, *, about: dict[str, ob
     return written
 
 
-def evaluate_to_folder(task: str, manifest: Path, out: Path, model: Path | None, split: str) -> None:
+def evaluate_to_folder(
+    task: str, manifest: Path, out: Path, model: Path | None, split: str, backbones: Sequence[Path] = ()
+) -> None:
     """The `larmor evaluate` command. `task` is the kind of head or the name of the task, as a check that it is the one meant."""
     if model is None:
         model = _only_default(task)
-    task_model, config, weights = load_task(model)
+    loaded = load_model(model, Backbones(backbones))
+    task_model, config = loaded.model, loaded.config
     if task not in (config.head.kind, config.name):
         raise InputError(
             "the model does the task",
@@ -122,7 +126,7 @@ def evaluate_to_folder(task: str, manifest: Path, out: Path, model: Path | None,
     about: dict[str, object] = {
         "task": config.name,
         "model": str(model),
-        "weights_sha256": weights,
+        "weights_sha256": loaded.weights_sha256,
         "manifest": str(manifest),
         "split": split,
         "data": collection.fingerprint(),
@@ -135,7 +139,7 @@ def evaluate_to_folder(task: str, manifest: Path, out: Path, model: Path | None,
 
 
 def _only_default(task: str) -> Path:
-    fitting = [folder for folder in default_models() if task in (folder.name, load_task(folder)[1].head.kind)]
+    fitting = [folder for folder in default_models() if task in (folder.name, load_model(folder).config.head.kind)]
     if len(fitting) != 1:
         raise InputError(
             "there is one model for the task", got=f"{len(fitting)} for '{task}'", remedy="Name it with --model DIR."

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from finetune.adapters import apply_recipe, merge_lora
+from finetune.adapters import apply_recipe, merge_lora, take_adapter
 from finetune.baselines import FITTED, NETWORKS, Baseline, baseline, network
 from finetune.config import FinetuneConfig
-from finetune.evaluate import Evaluation, evaluate_studies, save_evaluation
+from finetune.evaluate import Evaluation, evaluate_studies, save_evaluation, without_nan
 from finetune.samples import LabelledSamples, LabelledStudy, choose_rows, read_labelled
 from finetune.stopping import LOSS, ValidationLoss
 from foundation.checkpoint import read_about
@@ -25,7 +25,8 @@ from foundation.errors import InputError
 from foundation.figures import plot_curves
 from foundation.reading.collection import read_manifest
 from foundation.training import TrainingResult, software_versions, train
-from heads.base import Scope, TaskConfig, TaskModel, load_task, save_task
+from heads.adapters.folder import Backbone, load_model, save_adapter
+from heads.base import Scope, TaskConfig, TaskModel, save_task
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None
     rows = choose_rows(collection, config.data, config.training.seed)
     torch.manual_seed(config.training.seed)
     model = make_model(config)
+    backbone = Backbone.of(config.encoder) if config.encoder and config.recipe in ("frozen", "lora") else None
     apply_recipe(model, config)
     accelerator = make_accelerator()
     main = accelerator.is_main_process
@@ -82,11 +84,12 @@ def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None
             config.folder,
             label=f"{config.name} {config.recipe}",
             accelerator=accelerator,
-            about=lambda: _settings(config, fingerprint(), [row.subject for row in rows]),
+            about=lambda: _settings(config, fingerprint(), [row.subject for row in rows], backbone),
             on_accept=begin,
             gauge=gauge,
         )
-        merge_lora(model)
+    adapter = None if backbone is None else take_adapter(model.encoder, config.lora)
+    merge_lora(model)
     evaluation, model_folder = None, None
     if main:
         if test_studies is None:
@@ -120,22 +123,36 @@ def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None
                 spacing_mm=config.data.spacing_mm,
                 scope=Scope.of([study.prepared for study in studies]),
             )
-            provenance = {**about, "versions": software_versions(), "config": config.model_dump(mode="json")}
-            save_task(model_folder, model, task, card=_card(config, about, evaluation), provenance=provenance)
+            metrics = {} if evaluation is None else {name: asdict(one) for name, one in evaluation.figures.items()}
+            provenance = {
+                **about,
+                "metrics": without_nan(metrics),
+                "versions": software_versions(),
+                "config": config.model_dump(mode="json"),
+            }
+            card = _card(config, about, evaluation)
+            save_task(model_folder, model, task, card=card, provenance=provenance)
             written.append(model_folder)
+            if adapter is not None and backbone is not None:
+                folder = config.folder / "adapter"
+                save_adapter(folder, adapter, model.head, task, backbone, card=card, provenance=provenance)
+                written.append(folder)
         for path in written:
             print(f"wrote {path}")
     accelerator.wait_for_everyone()
     return Fitted(model, result, evaluation, model_folder)
 
 
-def _settings(config: FinetuneConfig, fingerprint: str, subjects: list[str]) -> dict[str, str]:
+def _settings(
+    config: FinetuneConfig, fingerprint: str, subjects: list[str], backbone: Backbone | None
+) -> dict[str, str]:
     """What a run may not change when it continues, besides its training settings."""
     settings = config.model_dump(
         mode="json", include={"head", "augment", "encoder_rate", "layer_decay", "lora", "stopping"}
     )
     grid = f"{config.data.spacing_mm} {config.data.crop_voxels}"
-    return {"data": fingerprint, "studies": ",".join(subjects), "grid": grid, "settings": json.dumps(settings)}
+    about = {"data": fingerprint, "studies": ",".join(subjects), "grid": grid, "settings": json.dumps(settings)}
+    return about if backbone is None else {**about, "backbone": backbone.weights_sha256}
 
 
 def make_model(config: FinetuneConfig) -> TaskModel:
@@ -152,9 +169,17 @@ def make_model(config: FinetuneConfig) -> TaskModel:
             got="encoder: null",
             remedy="Set encoder=FOLDER (pretraining writes one), or recipe=scratch.",
         )
-    if read_about(config.encoder)["kind"] != "task":
+    kind = read_about(config.encoder)["kind"]
+    if kind == "encoder":
         return TaskModel.build(_encoder_of(config.encoder), config.head)
-    start, _, _ = load_task(config.encoder)
+    if kind == "adapter" and config.recipe in ("frozen", "lora"):
+        raise InputError(
+            "an adapter is fitted on whole weights",
+            got="another adapter",
+            remedy="Merge that first: larmor adapter DIR --merge OUT.",
+            file=config.encoder,
+        )
+    start = load_model(config.encoder).model
     assert isinstance(start.encoder, Encoder)
     model = TaskModel.build(start.encoder.train(), config.head)
     model.warm = frozenset(f"head.{name}" for name in model.head.adopt(start.head))
@@ -163,9 +188,9 @@ def make_model(config: FinetuneConfig) -> TaskModel:
 
 def _encoder_of(folder: Path) -> Encoder:
     """The encoder of a model folder, or of a task's."""
-    if read_about(folder)["kind"] != "task":
+    if read_about(folder)["kind"] == "encoder":
         return Encoder.load(folder)
-    encoder = load_task(folder)[0].encoder
+    encoder = load_model(folder).model.encoder
     assert isinstance(encoder, Encoder)
     return encoder
 

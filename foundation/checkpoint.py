@@ -6,7 +6,7 @@ What a run needs to continue is another thing, a *training checkpoint* (`foundat
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
@@ -38,7 +38,10 @@ class ModelFolder(Generic[ConfigT]):
 
     def fill(self, module: nn.Module) -> None:
         """Put the weights into `module`; every tensor must be there with its shape, and none may be left over."""
-        wanted = module.state_dict()
+        module.load_state_dict(self.checked({name: tensor.shape for name, tensor in module.state_dict().items()}))
+
+    def checked(self, wanted: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+        """The weights, once they are known to be exactly those `wanted`, by name and shape, and those that were saved."""
         missing, extra = sorted(wanted.keys() - self.weights.keys()), sorted(self.weights.keys() - wanted.keys())
         file = self.path / "model.safetensors"
         remedy = "The weights and config.json do not belong together: restore the folder from where it was made."
@@ -49,14 +52,14 @@ class ModelFolder(Generic[ConfigT]):
             raise InputError(
                 "a model folder holds exactly the tensors of its config", got=got, remedy=remedy, file=file
             )
-        for name, tensor in wanted.items():
-            if tensor.shape != self.weights[name].shape:
-                got = f"{name} {tuple(self.weights[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, shape in wanted.items():
+            if self.weights[name].shape != tuple(shape):
+                got = f"{name} {tuple(self.weights[name].shape)} instead of {tuple(shape)}"
                 raise InputError("a model's tensors have the shapes of its config", got=got, remedy=remedy, file=file)
         if (found := sha256(file)) != self.weights_sha256:
             got = f"{found[:12]} instead of {self.weights_sha256[:12]}"
             raise InputError("weights have the hash they were saved with", got=got, remedy=remedy, file=file)
-        module.load_state_dict(self.weights)
+        return self.weights
 
 
 def save_model_folder(

@@ -55,6 +55,14 @@ class Features(NamedTuple):
     registers: Float[Tensor, "batch registers width"]
 
 
+class OnTheWay(NamedTuple):
+    """A bag between two blocks: registers and tokens so far, and what every block is told of their places."""
+
+    x: Float[Tensor, "batch sequence width"]
+    rotation: Float[Tensor, "batch 1 tokens sin_cos"]
+    mask: Tensor | None
+
+
 class TokenEmbedding(nn.Module):
     """A token's voxels, contrast, voxel size and acquisition as one vector. Position is not among them."""
 
@@ -156,15 +164,22 @@ class Encoder(nn.Module):
         nn.init.trunc_normal_(self.registers, std=0.02)
 
     def forward(self, tokens: Tokens) -> Features:
-        num_registers = self.config.num_registers
+        way = self.begin(tokens)
+        for block in self.blocks:
+            way = way._replace(x=block(way.x, rope=way.rotation, attn_mask=way.mask))
+        return self.finish(way.x)
+
+    def begin(self, tokens: Tokens) -> OnTheWay:
+        """The bag before the first block."""
         embedded = self.embed(tokens)
         registers = self.registers.expand(len(embedded), -1, -1).to(embedded.dtype)
-        x = torch.cat([registers, embedded], dim=1)
-        rotation = self.rotation(tokens)
-        mask = attention_mask(tokens, num_registers)
-        for block in self.blocks:
-            x = block(x, rope=rotation, attn_mask=mask)
+        mask = attention_mask(tokens, self.config.num_registers)
+        return OnTheWay(torch.cat([registers, embedded], dim=1), self.rotation(tokens), mask)
+
+    def finish(self, x: Float[Tensor, "batch sequence width"]) -> Features:
+        """What the last block gave, as features."""
         x = self.norm(x)
+        num_registers = self.config.num_registers
         return Features(tokens=x[:, num_registers:], registers=x[:, :num_registers])
 
     def flops(self, tokens: int) -> float:

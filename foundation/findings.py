@@ -162,10 +162,12 @@ class SeriesSummary(Fact):
 
 
 class ModelUsed(Fact):
-    """Which weights spoke. `name` is what their findings carry as `source`; `card` is the path of the model's card."""
+    """Which weights spoke: an adapter's are those of its folder and those of its backbone. `name` is what their findings carry
+    as `source`; `card` is the path of the model's card."""
 
     name: str
     weights_sha256: str
+    backbone_sha256: str | None = None
     card: str | None = None
 
 

@@ -51,7 +51,7 @@ class Config(KindConfig):
 class Head(base.Head):
     """`ask` gives the squared error of every voxel of every token that was hidden; not a number elsewhere."""
 
-    is_dense, draws = False, True
+    is_dense, draws, looks_once = False, True, False
 
     def __init__(self, encoder: EncoderConfig, config: Config):
         super().__init__(encoder, config)

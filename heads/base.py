@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import SerializeAsAny, field_validator
 from torch import Tensor, nn
 
-from foundation.checkpoint import load_model_folder, save_model_folder
+from foundation.checkpoint import load_model_folder, read_about, save_model_folder
 from foundation.config import Config
 from foundation.encoder import Encoder, EncoderConfig, Features, layer_rate
 from foundation.errors import InputError
@@ -132,12 +132,14 @@ class HeadReading:
 class Head(nn.Module):
     """A head takes features and the batch to an output, compares it with the truth, and words it as findings.
 
-    `is_dense` heads learn from label maps, get voxels beside tokens, and their recipe also trains norms and the patch embedding.
-    Heads that `draw` give a label map with their reading, in values that their config's `structures` name.
+    `is_dense` heads learn from label maps, get voxels beside tokens, and more of the encoder learns for them
+    (`finetune/adapters.py`). Heads that `draw` give a label map with their reading, in values that their config's `structures`
+    name.
     """
 
     is_dense: bool
     draws: bool = False
+    looks_once: bool = True
 
     @property
     def sees_voxels(self) -> bool:
@@ -151,7 +153,8 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def ask(self, encoder: nn.Module, batch: StudyBatch) -> Tensor:
-        """The output, with everything that the head wants of the encoder: one look at all tokens, unless it says otherwise."""
+        """The output, with everything that the head wants of the encoder; `looks_once` says that this is one look at all tokens,
+        which other heads may then share."""
         return self(encoder(batch.tokens), batch)
 
     def loss(self, output: Tensor, batch: StudyBatch) -> dict[str, Tensor]:
@@ -292,10 +295,15 @@ def save_task(folder: Path, model: TaskModel, config: TaskConfig, *, card: str, 
     save_model_folder(folder, kind="task", config=config, state=model.state_dict(), card=card, provenance=provenance)
 
 
-def default_models() -> list[Path]:
-    """The task folders used when none is named: those under $LARMOR_MODELS, or where `make demo` puts them."""
-    root = Path(os.environ.get("LARMOR_MODELS", "runs/demo/models"))
+def model_folders(root: Path | None = None) -> list[Path]:
+    """The model folders directly under `root`: by default $LARMOR_MODELS, or where `make demo` puts them."""
+    root = root or Path(os.environ.get("LARMOR_MODELS", "runs/demo/models"))
     return sorted(file.parent for file in root.glob("*/config.json"))
+
+
+def default_models() -> list[Path]:
+    """The models used when none is named: those for a task, whole or as adapters; a backbone may lie beside them."""
+    return [folder for folder in model_folders() if read_about(folder)["kind"] != "encoder"]
 
 
 def load_task(folder: Path) -> tuple[TaskModel, TaskConfig, str]:

@@ -18,6 +18,7 @@ from foundation.errors import InputError
 COMMANDS = {
     "read": "serve.pipeline:read_to_folder",
     "compare": "serve.longitudinal:compare_command",
+    "adapter": "heads.adapters.command:adapter_command",
     "evaluate": "finetune.evaluate:evaluate_to_folder",
     "fewshot": "finetune.fewshot:fewshot_command",
     "serve": "serve.app:launch",
@@ -67,6 +68,13 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--same-patient", action="store_true", help="though the studies are named differently")
     _add_models(compare)
 
+    adapter = command(
+        "adapter", "check what a task adds to a backbone; with --merge, writes the whole model that both make"
+    )
+    adapter.add_argument("adapter", type=Path, metavar="DIR", help="an adapter folder made by finetune")
+    adapter.add_argument("--merge", type=Path, metavar="OUT", help="the model folder to write; it needs no backbone")
+    _add_backbones(adapter)
+
     evaluate = command("evaluate", "score a model on labelled studies; writes metrics with intervals into OUT")
     evaluate.add_argument("task", metavar="TASK", help="a task's name, as under configs/finetune/")
     evaluate.add_argument(
@@ -74,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("out", type=Path, metavar="OUT", help="the folder to write into; made if absent")
     evaluate.add_argument("--model", type=Path, metavar="DIR", help="a model folder made by finetune")
+    _add_backbones(evaluate)
     evaluate.add_argument("--split", default="test", help="which of the manifest's splits (default: %(default)s)")
 
     fewshot = command("fewshot", "fit a task in every way with few labels and many; writes a table and a curve")
@@ -114,7 +123,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     record.add_argument("--strict", action="store_true", help="take only resources that are valid FHIR")
     record.add_argument("--zone", metavar="NAME", help="where times without a zone were written, as Europe/Berlin")
-    record.add_argument("--study", dest="study_uid", metavar="UID", help="the index study; says what may be known when it is read")
+    record.add_argument(
+        "--study", dest="study_uid", metavar="UID", help="the index study; says what may be known when it is read"
+    )
     record.add_argument("--at", metavar="TIME", help="when it began, if the record does not say")
     record.add_argument("--landmark", metavar="NAME=TIME", help="a later moment to look from, as surgery=2020-05-07")
     record.add_argument("--audit", type=Path, metavar="FILE", help="write what was kept and left out, and why, as JSON")
@@ -154,7 +165,15 @@ def _port(text: str) -> int:
 def _add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", dest="models", type=Path, action="append", default=[], metavar="DIR",
-        help="a model folder made by finetune; repeat for several",
+        help="a model or adapter folder made by finetune; repeat for several",
+    )  # fmt: skip
+    _add_backbones(parser)
+
+
+def _add_backbones(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--backbone", dest="backbones", type=Path, action="append", default=[], metavar="DIR",
+        help="the folder that an adapter was fitted on, if it is neither where it was nor beside the adapter; repeatable",
     )  # fmt: skip
 
 
@@ -164,9 +183,15 @@ def _check_paths(arguments: dict[str, Any]) -> None:
         path = arguments.get(name)
         if path is not None and not path.exists() and not (name in ("study", "prior", "current") and "#" in str(path)):
             raise InputError(f"the {name} exists", got=path, remedy="Give the path of an existing one.")
-    for folder in [arguments.get("model"), *arguments.get("models", [])]:
+    named = [
+        arguments.get("model"),
+        arguments.get("adapter"),
+        *arguments.get("models", []),
+        *arguments.get("backbones", []),
+    ]
+    for folder in named:
         if folder is not None and not (folder / "config.json").is_file():
-            remedy = "Give a folder that finetune wrote."
+            remedy = "Give a folder that pretraining or fine-tuning wrote."
             raise InputError("a model is a folder that holds config.json", got=folder, remedy=remedy)
 
 

@@ -35,6 +35,7 @@ from foundation.preprocess import Grid, sample_at
 from foundation.reading.collection import study_from_path
 from foundation.reading.nifti import is_nifti_name
 from foundation.study import CONTRASTS, Series, Study
+from heads.adapters.shared import FeatureCache
 from heads.report import SECTIONS, Draft
 from heads.report.templates import NOT_A_DEVICE
 from serve.pipeline import LoadedModel, StudyReading, load_models, read_study, save_reading
@@ -177,9 +178,9 @@ def page_error(error: InputError) -> gr.Error:
 # ------------------------------------------------------------------------------------------------ the page
 
 
-def build_app(models: Sequence[Path]) -> gr.Blocks:
+def build_app(models: Sequence[Path], backbones: Sequence[Path] = ()) -> gr.Blocks:
     """The page for these models, or the default ones; without any it shows images and assesses nothing."""
-    loaded = load_models(models)
+    loaded, cache = load_models(models, backbones), FeatureCache()
     with gr.Blocks(title="Larmor", analytics_enabled=False, delete_cache=CACHE_S, fill_width=True) as page:
         opened = gr.State(delete_callback=lambda study: study and study.close())
         gr.HTML(f'<header><h1>Larmor</h1><p class="banner"><b>{BANNER}</b> {NOT_A_DEVICE}</p></header>')
@@ -226,7 +227,7 @@ def build_app(models: Sequence[Path]) -> gr.Blocks:
             try:
                 study = study_of([Path(file) for file in files or ()], contrast, subject)
                 progress(0.2, desc="Looking at the images")
-                result = read_study(study, loaded)
+                result = read_study(study, loaded, cache)
             except InputError as error:
                 raise page_error(error) from None
             progress(0.9, desc="Writing the draft")
@@ -295,7 +296,7 @@ def build_app(models: Sequence[Path]) -> gr.Blocks:
     return page.queue(max_size=MAX_WAITING, api_open=False)
 
 
-def launch(models: Sequence[Path], host: str, port: int) -> None:
+def launch(models: Sequence[Path], backbones: Sequence[Path], host: str, port: int) -> None:
     """The `larmor serve` command: the page until it is interrupted, and nothing of anybody's images after that."""
     try:
         socket.create_server((host, port)).close()
@@ -304,7 +305,7 @@ def launch(models: Sequence[Path], host: str, port: int) -> None:
         raise InputError("the address is free", got=got, remedy="Name another with --port or --host.") from None
     with TemporaryDirectory(prefix="larmor-", ignore_cleanup_errors=True) as folder:  # readable by this user only
         os.environ["GRADIO_TEMP_DIR"] = folder
-        page = build_app(models)
+        page = build_app(models, backbones)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's stop cleans up as Ctrl-C does
         _, address, _ = page.launch(server_name=host, server_port=port, prevent_thread_lock=True, **PRIVATE)
         print(f"Larmor is at {address}", flush=True)

@@ -79,9 +79,11 @@ class Comparison:
     prior_series: Series  # the prior's reference, on the current's voxels
 
 
-def compare_command(prior: Path, current: Path, out: Path, models: Sequence[Path], *, same_patient: bool) -> None:
+def compare_command(
+    prior: Path, current: Path, out: Path, models: Sequence[Path], *, same_patient: bool, backbones: Sequence[Path] = ()
+) -> None:
     """The `larmor compare` command."""
-    loaded = load_models(models)
+    loaded = load_models(models, backbones)
     if not loaded:
         raise InputError("two dates are compared by a model", got="none", remedy="Name one with --model DIR.")
     studies = [study_from_path(path) for path in (prior, current)]

@@ -17,30 +17,17 @@ import numpy as np
 from foundation.errors import InputError
 from foundation.figures import png_bytes, three_planes
 from foundation.files import write_folder_aside
-from foundation.findings import Finding, ModelUsed, Reading, SeriesSummary, Structure
-from foundation.preprocess import prepare_study
+from foundation.findings import ModelUsed, Reading, SeriesSummary, Structure
+from foundation.preprocess import PreparedStudy, prepare_study
 from foundation.reading.collection import study_from_path
 from foundation.reading.nifti import write_labels
 from foundation.study import Series, Study
-from heads.base import TaskConfig, TaskModel, default_models, load_task
+from heads.adapters.folder import Backbones, LoadedModel, load_model
+from heads.adapters.shared import FeatureCache, outputs_of
+from heads.base import HeadReading, default_models
 from heads.report import Draft
 from heads.report.templates import draft
 from serve.render import Picture, render_html, render_markdown
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A task model and what a reading must say of it."""
-
-    model: TaskModel
-    config: TaskConfig
-    folder: Path
-    weights_sha256: str
-
-    @classmethod
-    def load(cls, folder: Path) -> LoadedModel:
-        model, config, weights_sha256 = load_task(folder)
-        return cls(model, config, folder, weights_sha256)
 
 
 @dataclass(frozen=True)
@@ -76,47 +63,56 @@ class StudyReading:
         ]
 
 
-def load_models(folders: Sequence[Path]) -> list[LoadedModel]:
-    """The models of these folders, or the default ones when none is named."""
-    models = [LoadedModel.load(folder) for folder in folders or default_models()]
+def load_models(folders: Sequence[Path], backbones: Sequence[Path] = ()) -> list[LoadedModel]:
+    """The models of these folders, or the default ones when none is named; adapters of one backbone share its modules."""
+    together = Backbones(backbones)
+    models = [load_model(folder, together) for folder in folders or default_models()]
     names = [loaded.config.name for loaded in models]
     if len(set(names)) < len(names):
         raise InputError("each model has its own name", got=", ".join(names), remedy="Name each model once.")
     return models
 
 
-def read_study(study: Study, models: Sequence[LoadedModel]) -> StudyReading:
-    """Let every model look at the study. A model that was not made for such a study is not asked: its findings say so."""
-    findings: list[Finding] = []
-    masks: dict[str, Mask] = {}
+def read_study(study: Study, models: Sequence[LoadedModel], cache: FeatureCache | None = None) -> StudyReading:
+    """Let every model look at the study. A model that was not made for such a study is not asked: its findings say so.
+
+    Models that look at the same series on the same grid are asked together, and what their encoders share runs once.
+    """
+    said: dict[str, HeadReading] = {}
     unseen: list[str] = []
+    views: dict[tuple[object, ...], tuple[PreparedStudy, list[LoadedModel]]] = {}
     for loaded in models:
-        head, name = loaded.model.head, loaded.config.name
+        name = loaded.config.name
         seen = loaded.config.scope.known_part(study)
         unseen += [
             f"{name} did not look at {one.name} ({one.contrast})."
             for one in study.series
             if all(one is not other for other in seen.series)
         ]
-        prepared = prepare_study(seen, loaded.config.spacing_mm)
+        view = (loaded.config.spacing_mm, *map(id, seen.series))
+        if view not in views:
+            views[view] = prepare_study(seen, loaded.config.spacing_mm), []
+        prepared, asked = views[view]
         objection = loaded.config.scope.objection(prepared)
         if objection:
-            findings += head.refuse(source=name, why=objection)
-            continue
-        path = f"masks/{name}.nii.gz" if head.draws else None
-        said = head.read(loaded.model.output_of(prepared), prepared, source=name, mask_path=path)
-        findings += said.findings
-        if path is not None and said.labels is not None:
-            masks[path] = Mask(said.labels, loaded.config.head.structures)  # pyright: ignore[reportAttributeAccessIssue]
+            said[name] = HeadReading(loaded.model.head.refuse(source=name, why=objection))
+        else:
+            asked.append(loaded)
+    for prepared, asked in views.values():
+        for index, output in outputs_of([loaded.model for loaded in asked], prepared, cache):
+            head, name = asked[index].model.head, asked[index].config.name
+            said[name] = head.read(output, prepared, source=name, mask_path=_mask_path(name) if head.draws else None)
+    masks = {
+        _mask_path(name): Mask(labels, loaded.config.head.structures)  # pyright: ignore[reportAttributeAccessIssue]
+        for loaded in models
+        if (labels := said[name := loaded.config.name].labels) is not None
+    }
     reading = Reading(
         subject=study.subject,
         session=study.session,
         series=tuple(SeriesSummary.of(series) for series in study.series),
-        findings=tuple(findings),
-        models=tuple(
-            ModelUsed(name=one.config.name, weights_sha256=one.weights_sha256, card=str(one.folder / "card.md"))
-            for one in models
-        ),
+        findings=tuple(finding for one in models for finding in said[one.config.name].findings),
+        models=tuple(_used(one) for one in models),
         warnings=(
             *_warnings(study),
             *unseen,
@@ -126,7 +122,7 @@ def read_study(study: Study, models: Sequence[LoadedModel]) -> StudyReading:
     return StudyReading(study, reading, draft(reading), masks)
 
 
-def read_to_folder(study: Path, out: Path, models: Sequence[Path]) -> None:
+def read_to_folder(study: Path, out: Path, models: Sequence[Path], backbones: Sequence[Path] = ()) -> None:
     """The `larmor read` command: reading.json, report.md, report.html, pictures/, masks/ and, where lesions were counted,
     lesions.csv appear in `out` together."""
     out = out.resolve()
@@ -134,7 +130,7 @@ def read_to_folder(study: Path, out: Path, models: Sequence[Path]) -> None:
         raise InputError(
             "OUT is a new folder or an earlier reading", got=out, remedy="Name another folder; nothing was written."
         )
-    loaded = load_models(models)
+    loaded = load_models(models, backbones)
     if not loaded:
         print(
             "No model was named and none is in runs/demo/models: nothing in the images is assessed. `make demo` makes one."
@@ -170,6 +166,19 @@ def save_reading(result: StudyReading, out: Path) -> None:
                     )
         (folder / "report.md").write_text(render_markdown(result.reading, result.draft, pictures), encoding="utf-8")
         (folder / "report.html").write_text(render_html(result.reading, result.draft, pictures), encoding="utf-8")
+
+
+def _mask_path(name: str) -> str:
+    return f"masks/{name}.nii.gz"
+
+
+def _used(model: LoadedModel) -> ModelUsed:
+    return ModelUsed(
+        name=model.config.name,
+        weights_sha256=model.weights_sha256,
+        backbone_sha256=model.backbone.weights_sha256 if model.backbone else None,
+        card=str(model.folder / "card.md"),
+    )
 
 
 def _picture(series: Series, name: str, caption: str, mask: Mask | None = None) -> Picture:

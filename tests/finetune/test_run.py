@@ -91,10 +91,33 @@ def test_what_each_recipe_trains(encoder_folder: Path, make_collection, tmp_path
     assert trained["full"] == {name for name, _ in Encoder(ENCODER).named_parameters()}
     assert trained["scratch"] == {name for name, _ in Encoder(EncoderConfig.of_size("tiny")).named_parameters()}
     assert any("lora_A" in name for name in trained["lora"])
-    assert {"norm.weight", "embed.patch.weight"} <= trained["lora"], (
-        "dense heads also train norms and the patch embedding"
-    )
     assert not any(name.endswith("q_proj.base_layer.weight") for name in trained["lora"])
+
+
+@pytest.mark.parametrize("kind", ["segmentation", "classification"])
+def test_adapters_are_late_unless_everything_is_adapted(
+    encoder_folder: Path, make_collection, tmp_path: Path, kind: str
+) -> None:
+    """What is not the task's own is the backbone's: whatever learns lies in the last block, here the last of two."""
+    from finetune.adapters import apply_recipe
+    from finetune.run import make_model
+
+    def learns(**lora: object) -> set[str]:
+        config = config_of(make_collection(3), tmp_path, encoder_folder, kind, lora=lora)
+        model = make_model(config)
+        apply_recipe(model, config)
+        return {name for name, p in model.encoder.named_parameters() if p.requires_grad}
+
+    late, whole = learns(), learns(whole=True)
+    assert late and all(name.startswith(("blocks.1.", "norm.")) for name in late)
+    assert any(name.startswith("blocks.0.attn.q_proj.lora_A") for name in whole)
+    assert {name for name in learns(blocks=2) if "lora_" in name} == {name for name in whole if "lora_" in name}
+    if kind == "segmentation":
+        assert {"norm.weight", "blocks.1.norm2.bias"} <= late, "norms learn where there are adapters"
+        assert {"embed.patch.weight", "blocks.0.norm1.weight", "norm.weight"} <= whole
+    else:
+        assert all(name.startswith("blocks.1.mlp.") and ".lora_" in name for name in late)
+        assert all(".lora_" in name for name in whole)
 
 
 @torch.no_grad()
@@ -175,6 +198,66 @@ def test_a_task_can_start_from_another_one(make_collection, encoder_folder: Path
     model.encoder_rate = 0.3
     assert model.learning_rate_scale("head.look.first.weight") == 0.3
     assert model.learning_rate_scale("head.classify.weight") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "kind", "whole"),
+    [
+        ("lora", "segmentation", False),
+        ("lora", "segmentation", True),
+        ("lora", "classification", False),
+        ("frozen", "classification", False),
+    ],
+)
+def test_an_adapter_is_written_beside_the_whole_model_and_says_the_same(
+    make_collection, encoder_folder: Path, tmp_path: Path, recipe: str, kind: str, whole: bool
+) -> None:
+    from finetune.run import finetune
+    from foundation.checkpoint import read_about
+    from heads.adapters.folder import Backbone, load_model
+
+    config = config_of(make_collection(4), tmp_path / "run", encoder_folder, kind, recipe=recipe, lora={"whole": whole})
+    config = config.model_copy(update={"training": config.training.model_copy(update={"learning_rate": 0.1})})
+    fitted = finetune(config)
+    loaded = load_model(tmp_path / "run" / "adapter")
+    assert loaded.backbone == Backbone.of(encoder_folder)
+    collection = read_manifest(config.data.manifest)
+    prepared = prepare_study(read_study(collection.rows[0], collection.root), config.data.spacing_mm)
+    assert torch.allclose(loaded.model.output_of(prepared), fitted.model.output_of(prepared), atol=1e-4)
+    fresh = Encoder.load(encoder_folder).state_dict()
+    changed = {
+        name for name, tensor in loaded.model.encoder.state_dict().items() if not torch.equal(tensor, fresh[name])
+    }
+    assert bool(changed) == (recipe == "lora")
+    about = read_about(tmp_path / "run" / "adapter")["provenance"]
+    assert about["data"] == collection.fingerprint()
+    assert fitted.evaluation is not None and about["metrics"].keys() == fitted.evaluation.figures.keys()
+
+
+def test_where_an_adapter_may_start_from(make_collection, encoder_folder: Path, tmp_path: Path) -> None:
+    """An adapter of an adapter would have no folder of whole weights below it; everything else may start there."""
+    from finetune.run import finetune, make_model
+
+    finetune(config_of(make_collection(4), tmp_path / "first", encoder_folder))
+    adapter = tmp_path / "first" / "adapter"
+    with pytest.raises(InputError, match="larmor adapter DIR --merge"):
+        make_model(config_of(make_collection(4), tmp_path / "second", adapter))
+    start = make_model(config_of(make_collection(4), tmp_path / "second", adapter, recipe="full"))
+    whole, _, _ = load_task(tmp_path / "first" / "model")
+    for name, tensor in whole.state_dict().items():
+        assert torch.allclose(start.state_dict()[name], tensor, atol=1e-6), name
+
+
+def test_a_run_does_not_continue_on_another_backbone(make_collection, encoder_folder: Path, tmp_path: Path) -> None:
+    from finetune.run import finetune
+
+    config = config_of(make_collection(4), tmp_path / "run", encoder_folder)
+    finetune(config)
+    torch.manual_seed(1)
+    Encoder(ENCODER).save(encoder_folder, card="# pretrained again\n", provenance={})
+    longer = config.model_copy(update={"training": config.training.model_copy(update={"steps": 4})})
+    with pytest.raises(InputError, match="backbone"):
+        finetune(longer)
 
 
 def test_boxes_much_smaller_than_the_studies_are_pointed_out(make_collection, tmp_path: Path) -> None:

@@ -62,17 +62,23 @@ def test_every_command_has_help_of_its_own(command: str, capsys: pytest.CaptureF
 
 def test_read_passes_its_arguments(calls: list[dict[str, object]], model: Path, tmp_path: Path):
     assert cli.main(["read", str(tmp_path), "out", "--model", str(model), "--model", str(model)]) == 0
-    assert calls == [{"study": tmp_path, "out": Path("out"), "models": [model, model]}]
+    assert calls == [{"study": tmp_path, "out": Path("out"), "models": [model, model], "backbones": []}]
 
 
 def test_evaluate_passes_its_arguments(calls: list[dict[str, object]], model: Path, tmp_path: Path):
     assert cli.main(["evaluate", "tumour", str(tmp_path), "out"]) == 0
-    assert calls == [{"task": "tumour", "manifest": tmp_path, "out": Path("out"), "model": None, "split": "test"}]
+    paths = {"manifest": tmp_path, "out": Path("out"), "model": None, "backbones": []}
+    assert calls == [{"task": "tumour", "split": "test", **paths}]
+
+
+def test_adapter_passes_its_arguments(calls: list[dict[str, object]], model: Path):
+    assert cli.main(["adapter", str(model), "--backbone", str(model), "--merge", "out"]) == 0
+    assert calls == [{"adapter": model, "backbones": [model], "merge": Path("out")}]
 
 
 def test_serve_listens_on_this_machine_only_unless_told(calls: list[dict[str, object]]):
     assert cli.main(["serve"]) == 0
-    assert calls == [{"models": [], "host": "127.0.0.1", "port": 7860}]
+    assert calls == [{"models": [], "backbones": [], "host": "127.0.0.1", "port": 7860}]
 
 
 @pytest.mark.parametrize("port", ["0", "99999", "http"])
@@ -90,6 +96,8 @@ def test_a_port_that_is_none_is_refused(port: str, calls: list[dict[str, object]
         ["evaluate", "tumour", "{here}/absent.csv", "out"],
         ["evaluate", "tumour", "{here}", "out", "--model", "{here}/absent"],
         ["serve", "--model", "{here}/absent"],
+        ["serve", "--backbone", "{here}/absent"],
+        ["adapter", "{here}/absent"],
     ],
 )
 def test_wrong_path_is_one_line(

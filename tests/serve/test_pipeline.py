@@ -10,11 +10,13 @@ import torch
 
 from foundation.encoder import Encoder, EncoderConfig
 from foundation.findings import Reading
+from foundation.lora import Adapter, LowRank
 from foundation.preprocess import prepare_study
 from foundation.reading.collection import read_manifest, read_study
 from foundation.reading.nifti import read_labels, read_nifti
 from heads import parse_head
-from heads.base import Scope, TaskConfig, TaskModel, save_task
+from heads.adapters.folder import Backbone, save_adapter
+from heads.base import Scope, TaskConfig, TaskModel, load_task, save_task
 from serve.__main__ import main
 
 HEADS = {
@@ -74,6 +76,54 @@ def test_a_reading_is_whole(manifest: Path, models: list[str], tmp_path: Path, c
     assert "http" not in html.replace("http-equiv", "").replace("http://www.w3.org", ""), (
         "nothing is fetched from elsewhere"
     )
+
+
+@pytest.fixture
+def adapters(models: list[str], tmp_path: Path) -> list[Path]:
+    """The same two tasks as adapters of one backbone, each with a late map of its own."""
+    torch.manual_seed(1)
+    backbone = tmp_path / "backbone"
+    Encoder(EncoderConfig(width=64, depth=1)).save(backbone, card="# test\n", provenance={})
+    folders = []
+    for number, name in enumerate(HEADS):
+        _, task, _ = load_task(tmp_path / "models" / name)
+        encoder = Encoder.load(backbone)
+        torch.manual_seed(2 + number)  # untrained, but of two minds: about half of the voxels are core
+        maps = {"blocks.0.mlp.fc2": LowRank(torch.randn(2, 192), torch.randn(64, 2))}
+        head = TaskModel.build(encoder, task.head).head
+        folders.append(tmp_path / "adapters" / name)
+        save_adapter(
+            folders[-1], Adapter(2, 4, maps), head, task, Backbone.of(backbone), card="# test\n", provenance={}
+        )
+    return folders
+
+
+def test_adapters_of_one_backbone_read_as_whole_models_do(
+    manifest: Path, adapters: list[Path], tmp_path: Path, capsys
+) -> None:
+    named, merged = [], []
+    for folder in adapters:
+        named += ["--model", str(folder)]
+        merged += ["--model", str(tmp_path / "merged" / folder.name)]
+        assert main(["adapter", str(folder), "--merge", merged[-1]]) == 0
+    assert main(["read", f"{manifest}#sub-01", str(tmp_path / "together"), *named]) == 0
+    assert main(["read", f"{manifest}#sub-01", str(tmp_path / "apart"), *merged]) == 0
+    together, apart = (Reading.load(tmp_path / name / "reading.json") for name in ("together", "apart"))
+    assert [finding.id for finding in together.findings] == [finding.id for finding in apart.findings]
+    [ours], [theirs] = ([f.probability for f in one.findings if f.source == "size"] for one in (together, apart))
+    assert ours == pytest.approx(theirs, abs=1e-5)
+    series = read_nifti(tmp_path / "sub-01_T1w.nii.gz")
+    masks = [read_labels(tmp_path / name / "masks" / "core.nii.gz", series) for name in ("together", "apart")]
+    assert masks[0].any() and (masks[0] != masks[1]).mean() < 1e-3
+    assert len({one.backbone_sha256 for one in together.models} - {None}) == 1
+    assert {one.backbone_sha256 for one in apart.models} == {None}
+
+    (tmp_path / "backbone").rename(tmp_path / "elsewhere")
+    capsys.readouterr()
+    assert main(["read", f"{manifest}#sub-01", str(tmp_path / "lost"), *named]) == 2
+    assert "--backbone" in capsys.readouterr().err
+    given = ["--backbone", str(tmp_path / "elsewhere")]
+    assert main(["read", f"{manifest}#sub-01", str(tmp_path / "found"), *named, *given]) == 0
 
 
 def test_a_missing_series_and_a_single_file_still_read(manifest: Path, models: list[str], tmp_path: Path) -> None:
