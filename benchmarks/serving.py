@@ -1,6 +1,9 @@
 """Several tasks on one study: one pass for all of them, several adapters in one batch, a whole head without a sliding window.
 
 Inputs are random, everything is fp32 and in memory. Reading, resampling and finding the body are on neither side.
+
+    python -m benchmarks serving
+    python -m benchmarks.serving MANIFEST MODEL [WINDOW] [STUDIES]     mean Dice of a fitted model in one pass and by windows
 """
 
 from __future__ import annotations
@@ -8,6 +11,7 @@ from __future__ import annotations
 import copy
 import multiprocessing
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,14 +25,18 @@ from monai.inferers.utils import sliding_window_inference
 from torch import Tensor, nn
 
 from benchmarks._measure import Row, compare, compare_sizes
-from finetune.adapters import ATTENTION, DENSE_SHARE, MLP
+from finetune.adapters import ATTENTION, MLP, first_block
+from finetune.config import LoraConfig
+from finetune.samples import read_labelled
 from foundation.encoder import Encoder, EncoderConfig
 from foundation.lora import Adapter, LowRank, MixedEncoder, adapted
 from foundation.preprocess import Grid
+from foundation.reading.collection import read_manifest
 from foundation.study import Acquisition
 from foundation.tokens import Tokens
 from foundation.training import seeded
 from heads import parse_head
+from heads.adapters.folder import load_model
 from heads.adapters.shared import FeatureCache, features_of
 from heads.base import StudyBatch, StudySample, TaskModel
 
@@ -95,7 +103,7 @@ def _mixed_batches() -> Iterator[Row]:
     backbone = Encoder(ENCODER).eval()
     batch = Tokens.collate([_sample(SHAPE, seed).tokens() for seed in range(NUM_MIXED)])
     rows, names = torch.arange(NUM_MIXED), [f"a{number}" for number in range(NUM_MIXED)]
-    late = ENCODER.depth - round(DENSE_SHARE * ENCODER.depth)
+    late = first_block(ENCODER.depth, LoraConfig(), dense=True)
     for where, first in (("every block", 0), ("the last third", late)):
         places = [f"blocks.{block}.{name}" for block in range(first, ENCODER.depth) for name in (*ATTENTION, *MLP)]
         adapters = [_adapter(backbone, places, number) for number in range(NUM_MIXED)]
@@ -152,7 +160,7 @@ def sliding_window(
     return scores
 
 
-def one_pass(model: TaskModel, sample: StudySample) -> Tensor:
+def whole_pass(model: TaskModel, sample: StudySample) -> Tensor:
     return model.output(StudyBatch.of([sample], dense=True))
 
 
@@ -171,7 +179,7 @@ def _segmenter() -> TaskModel:
 
 def _whole_head() -> Row:
     model, sample = _segmenter(), _sample(HEAD, head=True)
-    ours, theirs = partial(one_pass, model, sample), partial(sliding_window, model, sample, WINDOW)
+    ours, theirs = partial(whole_pass, model, sample), partial(sliding_window, model, sample, WINDOW)
     return compare(
         "a whole head in one pass, theirs windows",
         ours=ours,
@@ -196,10 +204,27 @@ def _peak_of(side: str) -> int:
     torch.set_num_threads(1)
     model, sample = _segmenter(), _sample(HEAD, head=True)
     before = psutil.Process().memory_info().rss
-    one_pass(model, sample) if side == "ours" else sliding_window(model, sample, WINDOW)
+    whole_pass(model, sample) if side == "ours" else sliding_window(model, sample, WINDOW)
     high = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert high is not None
     return 1024 * int(high[1]) - before
+
+
+@torch.inference_mode()
+def compare_dice(manifest: Path, model: Path, window: int = 48, number: int = 10) -> None:
+    """On real studies, the same weights on both sides: print mean Dice in one pass, by windows, and their difference."""
+    loaded = load_model(model)
+    collection = read_manifest(manifest)
+    rows = collection.split("test")[:number]
+    scores = []
+    for study in read_labelled(collection, rows, loaded.model.head, loaded.config.spacing_mm, label="read"):
+        sample = StudySample.of(study.prepared)
+        outputs = whole_pass(loaded.model, sample), sliding_window(loaded.model, sample, (window,) * 3)
+        pair = [loaded.model.head.score_case(one, study.prepared, study.labels, {})["dice"] for one in outputs]
+        scores.append(pair)
+        print(f"{study.row.subject:30s} {pair[0]:.4f} {pair[1]:.4f}", flush=True)
+    ours, theirs = np.mean(scores, axis=0)
+    print(f"{len(scores)} studies: one pass {ours:.4f}, windows of {window} {theirs:.4f}, {ours - theirs:+.4f}")
 
 
 # ------------------------------------------------------------------------------------------------ what both sides see
@@ -228,3 +253,7 @@ def _adapter(backbone: Encoder, places: Sequence[str], seed: int) -> Adapter:
 def _assert_equal(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
     for mine, other in zip(ours, theirs, strict=True):
         assert torch.allclose(mine, other, atol=1e-5), float((mine - other).abs().max())
+
+
+if __name__ == "__main__":
+    compare_dice(Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:]))
