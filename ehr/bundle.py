@@ -58,7 +58,11 @@ class Quarantine:
 
 
 class _Unreadable(Exception):
-    """Why a document cannot be read, in words that quote nothing of it."""
+    """Why a document cannot be read, in words that quote nothing of it, and where in it."""
+
+    def __init__(self, reason: str, place: str = "file"):
+        super().__init__(reason)
+        self.place = place
 
 
 def files_in(source: Path) -> list[Path]:
@@ -82,7 +86,7 @@ def resources_in(source: Path, quarantine: Quarantine) -> Iterator[Found]:
         try:
             yield from _from_file(path, file, quarantine)
         except _Unreadable as error:
-            quarantine.add(file, "file", str(error))
+            quarantine.add(file, error.place, str(error))
         except (EOFError, zlib.error, gzip.BadGzipFile):
             quarantine.add(file, "file", "damaged gzip")
         except OSError as error:
@@ -159,7 +163,7 @@ def _parsed(content: bytes) -> Any:
     except UnicodeDecodeError:
         raise _Unreadable("not UTF-8") from None
     except json.JSONDecodeError as error:
-        raise _Unreadable(f"not JSON at line {error.lineno}, column {error.colno}") from None
+        raise _Unreadable("not JSON", f"line {error.lineno}, column {error.colno}") from None
     except RecursionError:
         raise _Unreadable("nested too deeply") from None
     except ValueError:  # NaN, or a number of thousands of digits

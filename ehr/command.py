@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import reduce
 from operator import add
 from pathlib import Path
+from typing import Any
 
+from ehr.events import Event
 from ehr.index import Admitted, admit, index_of
 from ehr.record import Records, read_records
 from ehr.units import State
@@ -44,14 +46,23 @@ def record_command(
         print(f"wrote {quarantine}")
     if study_uid or at:
         admitted = _admitted(records, study_uid, at, landmark, zone)
-        found = reduce(add, (one.audit for one in admitted)).as_json()
+        found = audit_of(records, admitted)
         print(f"before the index, over {_number(len(admitted), 'patient')}: {found['num_kept']} events kept")
-        for reason, kinds in found["dropped"].items():  # pyright: ignore[reportAttributeAccessIssue]
+        for reason, kinds in found["dropped"].items():
             print(f"  left out, {reason}: {_counts(kinds)}")
         if audit:
             with write_aside(audit) as aside:
                 aside.write_text(json.dumps(found, indent=1) + "\n")
             print(f"wrote {audit}")
+
+
+def audit_of(records: Records, admitted: Sequence[Admitted]) -> dict[str, Any]:
+    """What audit.json holds: events kept and dropped by reason and type, the values of those kept, resources set aside."""
+    kept = (event for one in admitted for event in one.events)
+    return reduce(add, (one.audit for one in admitted)).as_json() | {
+        "values_kept": _states(kept),
+        "resources_set_aside": dict(_reasons(records)),
+    }
 
 
 def cohort_command(out: Path, *, record: str = "mixed", **settings: object) -> None:
@@ -75,18 +86,25 @@ def describe(records: Records, *, strict: bool) -> Iterable[str]:
     summary = records.summary
     checked = "every resource of a type that is read was validated" if strict else "nothing was validated"
     yield f"{_number(len(records), 'patient')}; {checked}"
-    yield f"resources read: {_counts(summary.kinds)}"
+    yield f"resources read: {_counts(summary.kinds, most=len(summary.kinds))}"
     yield f"of other types, not read: {_counts(summary.unread)}"
     if strict:
         yield f"valid under: {_counts(summary.versions)}; mended: {_counts(summary.repairs)}"
-    reasons = Counter(f"{one.kind or 'document'}, {one.reason}" for one in summary.quarantined)
+    reasons = _reasons(records)
     yield f"set aside: {sum(reasons.values())}"
     for reason, number in reasons.most_common():
         yield f"  {number} {reason}"
     events = [event for record in records.values() for event in record.events]
     yield f"events: {_counts(Counter(event.kind for event in events))}"
-    states = Counter(event.state.name.lower().replace("_", " ") for event in events if event.state is not State.NONE)
-    yield f"values: {_counts(states)}"
+    yield f"values: {_counts(_states(events))}"
+
+
+def _reasons(records: Records) -> Counter[str]:
+    return Counter(f"{one.kind or 'document'}, {one.reason}" for one in records.summary.quarantined)
+
+
+def _states(events: Iterable[Event]) -> dict[str, int]:
+    return Counter(event.state.name.lower().replace("_", " ") for event in events if event.state is not State.NONE)
 
 
 def _admitted(
@@ -111,10 +129,10 @@ def _admitted(
     return [admit(record, index) for record, index in indices]
 
 
-def _counts(counts: Mapping[str, int]) -> str:
+def _counts(counts: Mapping[str, int], most: int = SHOWN) -> str:
     ordered = Counter(counts).most_common()
-    more = [f"and {len(ordered) - SHOWN} more"] if len(ordered) > SHOWN else []
-    return ", ".join([*(f"{name} {number}" for name, number in ordered[:SHOWN]), *more]) or "none"
+    more = [f"and {len(ordered) - most} more"] if len(ordered) > most else []
+    return ", ".join([*(f"{name} {number}" for name, number in ordered[:most]), *more]) or "none"
 
 
 def _number(number: int, what: str) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from ehr.events import Event, Link, Stay
 from ehr.record import Record
@@ -85,7 +85,7 @@ class Audit:
                 summed[verdict].update(kinds)
         return replace(self, counts=_ordered(summed))
 
-    def as_json(self) -> dict[str, object]:
+    def as_json(self) -> dict[str, Any]:
         dropped = {reason: dict(self.counts[reason]) for reason in REASONS if reason in self.counts}
         return {
             "rule": self.rule.model_dump(),

@@ -39,7 +39,7 @@ class Record:
     subject: str
     person: Person | None
     events: tuple[Event, ...]
-    links: tuple[Link, ...]
+    links: tuple[Link, ...] = field(compare=False, repr=False)
     stays: tuple[Stay, ...]
     studies: tuple[ImagedStudy, ...]
 
@@ -163,11 +163,11 @@ class _Reading:
                 return self._set_aside(found, "the subject is no patient")
         self.summary.kinds[kind] += 1
         if kind == "Medication":
-            self.drugs |= dict.fromkeys(got.keys, got.codes)
+            for key in got.keys:
+                self.drugs.setdefault(key, got.codes)  # of several versions the first
             return
-        subject = (
-            got.subject[0] if got.subject else f"{found.file}, {found.place}"
-        )  # a Patient without id is one by itself
+        # A Patient without any name is one by itself.
+        subject = got.subject[0] if got.subject else f"{found.file}, {found.place}"
         draft = self.drafts.setdefault(subject, _Draft())
         if got.person:
             draft.persons.append((got.person, found))
@@ -177,8 +177,9 @@ class _Reading:
     def finished(self, source: Path) -> Records:
         by_subject = {}
         for subject, draft in _joined(self.drafts).items():
-            births = {person.birth for person, _ in draft.persons if person.birth}
-            if len(births) > 1:  # several people, whose events nobody can tell apart
+            births = [person.birth for person, _ in draft.persons if person.birth]
+            if births and max(one.lo for one in births) > min(one.hi for one in births):
+                # Several people, whose events nobody can tell apart.
                 self._set_aside(draft.persons[-1][1], "one id, several birth dates: the record is left out")
                 continue
             by_subject[subject] = _record(subject, draft, self.drugs)
@@ -222,7 +223,7 @@ def _together(persons: list[Person]) -> Person | None:
         return None
     return Person(
         keys=tuple(dict.fromkeys(key for one in persons for key in one.keys)),
-        birth=next((one.birth for one in persons if one.birth), None),
+        birth=min((one.birth for one in persons if one.birth), key=lambda span: span.hi - span.lo, default=None),
         sex=next((one.sex for one in persons if one.sex != "unknown"), "unknown"),
         is_dead=any(one.is_dead for one in persons),
         death=next((one.death for one in persons if one.death), None),

@@ -1,6 +1,6 @@
 """One FHIR resource to events, in the shapes of R4, R4B and R5 alike; what is missing or misshapen is left out, never an error.
 
-    extract(resource, "Observation/17", zone=None, free_text=False)
+    extract(resource, full_url).events
 
 Read: Patient, Condition, Observation, MedicationRequest, MedicationStatement, MedicationAdministration, Medication,
 Procedure, Encounter, AllergyIntolerance, FamilyMemberHistory, ServiceRequest, ImagingStudy, DiagnosticReport. Never read, because
@@ -44,7 +44,7 @@ ORDERED = {"order", "original-order", "reflex-order", "filler-order", "instance-
 CITING = (
     "partOf", "derivedFrom", "hasMember", "imagingStudy", "study", "evidence", "report", "reasonReference", "reason",
     "focus", "supportingInfo", "supportingInformation", "procedureReference", "media", "result", "triggeredBy",
-    "endpoint", "usedReference", "complicationDetail",
+    "usedReference", "complicationDetail",
 )  # fmt: skip
 RESULTS = {
     "DiagnosticReport": ("result", "media"),

@@ -327,7 +327,8 @@ class _Writer:
         panel = {"coding": [{"system": LOINC, "code": "85354-9"}]}
         self.observation(panel, days, days, component=parts)
         late = {"coding": [{"system": LOINC, "code": "3255-7"}]}
-        self.observation(late, days, 1.5, valueQuantity=_quantity(round(self.rng.normal(300, 40)), "mg/dL"))
+        issued = min(1.5, self.days_known / 2)
+        self.observation(late, days, issued, valueQuantity=_quantity(round(self.rng.normal(300, 40)), "mg/dL"))
 
     def _value(self, one: Mapping[str, Any], value: float, days: float, mess: Mess, status: str = "final") -> str:
         """A laboratory value as somebody wrote it down; returns how. Its stamps and codings have a mess of their own."""

@@ -59,9 +59,9 @@ def test_every_container_gives_the_same_resources(name: str, suffix: str, tmp_pa
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"{", "not JSON at line 1, column 2"),
-        (b"", "not JSON at line 1, column 1"),
-        (f'{{"x": "{SECRET}'.encode(), "not JSON at line 1, column 7"),
+        (b"{", "not JSON"),
+        (b"", "not JSON"),
+        (f'{{"x": "{SECRET}'.encode(), "not JSON"),
         (b'{"resourceType": "Patient", "x": NaN}', "a number that JSON does not have"),
         (b'{"x": ' + b"9" * 10_000 + b"}", "a number that JSON does not have"),
         (b"\xff\xfe{}", "not UTF-8"),
@@ -78,7 +78,7 @@ def test_an_unreadable_document_is_set_aside_and_the_rest_goes_on(
 ):
     good = json.dumps(RESOURCES[0]).encode()
     if by_line:
-        (tmp_path / "x.ndjson").write_bytes(good + b"\n" + (content or b"{") + b"\n" + good)
+        (tmp_path / "x.ndjson").write_bytes(good + b"\n" + (content or b"{") + b"\n" + good)  # an empty line is none
     else:
         (tmp_path / "bad.json").write_bytes(content)
         (tmp_path / "good.json").write_bytes(good)
@@ -86,8 +86,8 @@ def test_an_unreadable_document_is_set_aside_and_the_rest_goes_on(
     assert len(resources) == 1 + by_line
     assert len(quarantined) == 1
     file, place, why = quarantined[0]
-    assert (file, place) in [("bad.json", "file"), ("bad.json", "document"), ("x.ndjson", "line 2")]
-    assert why == (reason if content or not by_line else "not JSON at line 1, column 2") or by_line
+    assert (file, why) == ("x.ndjson" if by_line else "bad.json", reason)
+    assert place == "line 2" if by_line else place.startswith(("line 1, column", "file", "document"))
 
 
 def test_a_bad_entry_is_set_aside_alone(tmp_path: Path):

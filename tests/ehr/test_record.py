@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ehr.record import Records, read_records
+from ehr.times import span_of
 from ehr.validation import Validator
 from foundation.errors import InputError
 
@@ -77,6 +78,12 @@ def test_one_id_with_two_birth_dates_is_nobody(tmp_path: Path):
     assert [one.reason for one in records.summary.quarantined] == [
         "one id, several birth dates: the record is left out"
     ]
+
+
+def test_a_birth_date_may_be_told_twice_if_both_can_be_true(tmp_path: Path):
+    patient = {"resourceType": "Patient", "id": "1", "birthDate": "1950"}
+    records = read_records(write(tmp_path, a=patient, b=patient | {"birthDate": "1950-06-01"}))
+    assert records.only().birth == span_of("1950-06-01")
 
 
 def test_a_death_in_any_version_of_a_patient_counts(tmp_path: Path):

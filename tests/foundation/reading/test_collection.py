@@ -80,6 +80,7 @@ def test_only_subject_and_series_are_needed(collection: Callable[..., Path]) -> 
         "mask": None,
         "targets": {},
         "ehr": None,
+        "study_uid": None,
         "split": None,
     }
     study = read_study(manifest.rows[0], manifest.root)
