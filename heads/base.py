@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import SerializeAsAny, field_validator
 from torch import Tensor, nn
 
+from foundation.calibration import Calibration
 from foundation.checkpoint import load_model_folder, save_model_folder
 from foundation.config import Config
 from foundation.encoder import Encoder, EncoderConfig, Features, layer_rate
@@ -132,10 +133,13 @@ class HeadReading:
 class Head(nn.Module):
     """A head takes features and the batch to an output, compares it with the truth, and words it as findings.
 
-    `is_dense` heads get voxels beside tokens, and their recipe also trains norms and the patch embedding.
+    `is_dense` heads get voxels beside tokens, and their recipe also trains norms and the patch embedding. `main_score` is the
+    entry of `score_case` that says how good a case is, larger being better. Without a `calibration` scores stay what they are.
     """
 
     is_dense: bool
+    main_score: ClassVar[str | None] = None
+    calibration: Calibration | None = None
 
     def __init__(self, encoder: EncoderConfig, config: Any):
         super().__init__()
@@ -146,6 +150,10 @@ class Head(nn.Module):
     def loss(self, output: Tensor, batch: StudyBatch) -> dict[str, Tensor]:
         """Scalars with `loss`."""
         raise NotImplementedError
+
+    def calibrated(self, output: Tensor) -> Tensor:
+        """An output of scores with classes along axis 1, over the temperatures of the head's calibration if it has one."""
+        return output if self.calibration is None else self.calibration.scale(output)
 
     def adopt(self, start: Head, *, but: frozenset[str] = frozenset()) -> frozenset[str]:
         """Copy what fits by name and shape from a fitted head, `but` for some; return the names of what was copied whole."""
@@ -230,6 +238,7 @@ class TaskConfig(Config):
     head: SerializeAsAny[HeadConfig]
     spacing_mm: tuple[float, float, float]
     scope: Scope
+    calibration: Calibration | None = None
 
     @field_validator("head", mode="before")
     @classmethod
@@ -289,4 +298,5 @@ def load_task(folder: Path) -> tuple[TaskModel, TaskConfig, str]:
     loaded = load_model_folder(folder, kind="task", config=TaskConfig)
     model = TaskModel.build(Encoder(loaded.config.encoder), loaded.config.head)
     loaded.fill(model)
+    model.head.calibration = loaded.config.calibration
     return model.eval(), loaded.config, loaded.weights_sha256

@@ -36,6 +36,7 @@ class Config(KindConfig):
 
 class Head(base.Head):
     is_dense = False
+    main_score = "right"
 
     def __init__(self, encoder: EncoderConfig, config: Config):
         super().__init__(encoder, config)
@@ -83,7 +84,7 @@ class Head(base.Head):
 
     def read(self, output: Tensor, prepared: PreparedStudy, *, source: str, mask_path: str | None) -> HeadReading:
         """One finding per class but the unremarkable first; present when it is the most probable class."""
-        probabilities = output[0].softmax(dim=0).tolist()
+        probabilities = self.calibrated(output)[0].softmax(dim=0).tolist()
         likeliest = int(np.argmax(probabilities))
         findings = [
             Finding(
@@ -93,6 +94,7 @@ class Head(base.Head):
                 side="not_assessed",
                 presence="present" if index == likeliest else "absent",
                 probability=probabilities[index],
+                is_calibrated=self.calibration is not None,
                 abnormal=True,
                 source=source,
             )
@@ -104,10 +106,12 @@ class Head(base.Head):
     def score_case(
         self, output: Tensor, prepared: PreparedStudy, labels: np.ndarray | None, targets: dict[str, Target]
     ) -> dict[str, float]:
-        """The probability of each class and the index of the true one."""
-        probabilities = output[0].softmax(dim=0).tolist()
+        """The probability of each class, the index of the true one, and whether that is the most probable."""
+        probabilities = self.calibrated(output)[0].softmax(dim=0).tolist()
+        truth = self.class_index(targets)
         return {f"p {name}": p for name, p in zip(self.config.classes, probabilities, strict=True)} | {
-            "truth": float(self.class_index(targets))
+            "truth": float(truth),
+            "right": float(int(np.argmax(probabilities)) == truth),
         }
 
     def summarise(self, cases: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -43,6 +43,7 @@ class LabelMapHead(base.Head):
     """Everything of a segmentation head but the network: its output is `(batch, classes, x, y, z)` scores on the batch's grid."""
 
     is_dense = True
+    main_score = "dice"
 
     def __init__(self, encoder: EncoderConfig, config: Config):
         super().__init__(encoder, config)
