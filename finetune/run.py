@@ -15,6 +15,9 @@ from finetune.baselines import dynunet
 from finetune.config import FinetuneConfig
 from finetune.evaluate import Evaluation, evaluate_studies, save_evaluation
 from finetune.samples import LabelledSamples, LabelledStudy, choose_rows, read_labelled
+from finetune.trust.fit import calibrate, calibrating_rows, calibration_words
+from finetune.trust.ood import Reference
+from foundation.calibration import Calibration
 from foundation.checkpoint import read_about
 from foundation.config import save_config
 from foundation.encoder import Encoder, EncoderConfig
@@ -40,7 +43,9 @@ def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None
     """Fit, evaluate, save. `test_studies` may be given when several runs share them and reading takes long."""
     collection = read_manifest(config.data.manifest)
     fingerprint = cache(collection.fingerprint)
-    rows = choose_rows(collection, config.data, config.training.seed)
+    rows, held, source = calibrating_rows(
+        collection, choose_rows(collection, config.data, config.training.seed), config
+    )
     torch.manual_seed(config.training.seed)
     model = make_model(config)
     apply_recipe(model, config)
@@ -53,6 +58,9 @@ def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None
         save_config(config, config.folder / "config.yaml")
 
     studies = read_labelled(collection, rows, model.head, config.data.spacing_mm, label="read")
+    calibrating = read_labelled(
+        collection, held if main else [], model.head, config.data.spacing_mm, label="read held out"
+    )
     if main and (caution := _boxes_are_small(config, studies)):
         print(caution)
     result = train(
@@ -72,6 +80,8 @@ def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None
         if test_studies is None:
             test_rows = collection.split(config.data.test_split)
             test_studies = read_labelled(collection, test_rows, model.head, config.data.spacing_mm, label="read test")
+        if isinstance(model.encoder, Encoder):
+            calibrate(model, calibrating, source=source)
         about = {
             "task": config.name,
             "recipe": config.recipe,
@@ -82,6 +92,7 @@ def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None
             "split": config.data.test_split,
             "data": fingerprint(),
             "trained_on": [row.subject for row in rows],
+            "calibrated_on": [row.subject for row in held] if model.head.calibration else [],
         }
         written = [config.folder / "loss.png"]
         if test_studies:
@@ -96,9 +107,17 @@ def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None
                 head=config.head,
                 spacing_mm=config.data.spacing_mm,
                 scope=Scope.of([study.prepared for study in studies]),
+                calibration=model.head.calibration,
             )
             provenance = {**about, "versions": software_versions(), "config": config.model_dump(mode="json")}
-            save_task(model_folder, model, task, card=_card(config, about, evaluation), provenance=provenance)
+            save_task(
+                model_folder,
+                model,
+                task,
+                card=_card(config, about, evaluation, task.calibration),
+                provenance=provenance,
+            )
+            Reference.of(model, [study.prepared for study in studies]).save(model_folder)
             written.append(model_folder)
         for path in written:
             print(f"wrote {path}")
@@ -157,7 +176,7 @@ def _boxes_are_small(config: FinetuneConfig, studies: list[LabelledStudy]) -> st
     )
 
 
-def _card(config: FinetuneConfig, about: dict, evaluation: Evaluation | None) -> str:
+def _card(config: FinetuneConfig, about: dict, evaluation: Evaluation | None, calibration: Calibration | None) -> str:
     lines = [
         f"# {config.name}",
         "",
@@ -173,5 +192,5 @@ def _card(config: FinetuneConfig, about: dict, evaluation: Evaluation | None) ->
         lines += ["| figure | value |", "|---|---|"]
         lines += [f"| {name} | {interval} |" for name, interval in evaluation.figures.items()]
         lines.append("")
-    lines.append("Probabilities are not calibrated. Not a medical device.")
+    lines.append(f"{calibration_words(calibration)} Not a medical device.")
     return "\n".join(lines) + "\n"
