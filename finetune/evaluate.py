@@ -119,6 +119,7 @@ def evaluate_to_folder(
     from finetune.trust.leaks import find_leaks
     from finetune.trust.ood import Reference
     from finetune.trust.report import Evaluated, TrustConfig, Watch, measure_trust
+    from finetune.trust.subgroups import check_columns
 
     asked = parse_config(TrustConfig, {"parts": trust} | {k: v for k, v in options.items() if v is not None})
     if model is None:
@@ -137,6 +138,9 @@ def evaluate_to_folder(
         raise InputError(
             "the split has studies", got=f"none in '{split}'", remedy="Name another with --split.", file=manifest
         )
+    check_columns(rows, asked.by)
+    for path in asked.ood:  # what is wrong with them is better said now than after the evaluation
+        read_manifest(path)
     provenance = read_about(model)["provenance"]
     pretrained_on = asked.pretrained_on if "leaks" in asked.parts else None
     leaks = find_leaks(rows, collection.root, provenance, model, pretrained_on)
@@ -154,7 +158,8 @@ def evaluate_to_folder(
         "split": split,
         "data": collection.fingerprint(),
     }
-    settings = {name: about[name] for name in ("weights_sha256", "data", "split")}
+    temperatures = None if config.calibration is None else config.calibration.temperatures
+    settings = {"weights": weights, "temperatures": temperatures, "data": about["data"], "split": split}
     evaluated = Evaluated(
         task_model, config, Reference.load(model, weights), studies, watch.seen, watch.quality, folder, settings
     )

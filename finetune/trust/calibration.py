@@ -57,8 +57,9 @@ class CalibrationReport(Config):
     bins_after: tuple[Bin, ...]
 
     def lines(self) -> list[str]:
+        limit = " (the limit: these scores say next to nothing)" if self.temperature > 0.95 * RANGE[1] else ""
         return [
-            f"temperature {self.temperature:.2f}, fitted on {self.fitted_on}; of {self.what}:",
+            f"temperature {self.temperature:.2f}{limit}, fitted on {self.fitted_on}; of {self.what}:",
             *(
                 f"{name:22s} before {getattr(self.before, name)}   after {getattr(self.after, name)}"
                 for name in ("ece", "nll")

@@ -3,19 +3,19 @@
 With n studies that the model did not learn from and how wrong it was on each, the ceil((n + 1)(1 - alpha))-th smallest error is
 not exceeded by a new study's with probability 1 - alpha at least, if that study is of the same kind (Vovk et al. 2005; sets of
 classes as LAC, Sadinle et al. 2019). Coverage that is measured on studies of another kind shows how far that assumption carries.
+Where the temperature comes from the same studies as the errors, the promise is very nearly but not strictly kept.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from finetune.trust.calibration import errors_of, scored_of
+from finetune.trust.calibration import scored_of
 from finetune.trust.intervals import Estimate, finite, mean_of, wilson
 from finetune.trust.seen import Scored, Seen
 from foundation.calibration import Calibration
@@ -85,109 +85,105 @@ def absolute_errors(predicted: Float[np.ndarray, " n"], truth: Float[np.ndarray,
     return np.abs(predicted - truth)
 
 
-def covered(
-    predicted: Float[np.ndarray, " n"], truth: Float[np.ndarray, " n"], half_width: float
-) -> Bool[np.ndarray, " n"]:
-    return absolute_errors(predicted, truth) <= half_width
-
-
 # ------------------------------------------------------------------------------------------------ measuring
 
 
-def measure_conformal(
-    seen: Sequence[Seen], classes: Sequence[str], stored: Calibration | None, *, alpha: float = ALPHA
-) -> ConformalReport | str:
-    """Sets for a classification, intervals of volumes for a segmentation; a text says why neither.
+class Turns:
+    """Who is measured with which quantile: every case with that of stored errors, or by turns one random half with the other's.
 
-    With the errors of a stored calibration every case measures; otherwise random halves calibrate and measure, in turn.
+    A case is covered, by a set as by an interval, where its own error does not exceed the quantile.
     """
+
+    def __init__(self, errors: Float[np.ndarray, " n"], stored: Sequence[float], alpha: float):
+        self.errors = errors
+        if stored:
+            self.parts = [(np.arange(len(errors)), conformal_quantile(stored, alpha))]
+            return
+        rng, half = np.random.default_rng(0), (len(errors) + 1) // 2
+        orders = [rng.permutation(len(errors)) for _ in range(HALVINGS)]
+        self.parts = [(order[half:], conformal_quantile(errors[order[:half]], alpha)) for order in orders]
+
+    @property
+    def quantile(self) -> float:
+        return float(np.median([quantile for _, quantile in self.parts]))
+
+    def coverage(self, chosen: Bool[np.ndarray, " n"] | None = None) -> Estimate:
+        """Of all cases, or of the chosen; a case counts once, however many turns it took part in."""
+        chosen = np.ones(len(self.errors), bool) if chosen is None else chosen
+        covered = [self.errors[part][chosen[part]] <= quantile for part, quantile in self.parts]
+        hits, num = np.concatenate(covered), int(chosen.sum())
+        return wilson(round(float(hits.mean()) * num) if len(hits) else 0, num)
+
+
+def measure_sets(
+    probabilities: Float[Tensor, "cases classes"],
+    truth: Int[Tensor, " cases"],
+    classes: Sequence[str],
+    stored: Sequence[float] = (),
+    alpha: float = ALPHA,
+) -> SetsReport:
+    """`stored` are the errors of calibrating studies; without them the cases calibrate each other."""
+    turns = Turns(1 - probabilities.gather(1, truth[:, None])[:, 0].double().numpy(), stored, alpha)
+    sizes: list[list[int]] = [[] for _ in truth]
+    for part, quantile in turns.parts:
+        for case, size in zip(
+            part, class_sets(probabilities.double()[part], quantile).sum(dim=1).tolist(), strict=True
+        ):
+            sizes[case].append(size)
+    sizes = [one for one in sizes if one]
+    return SetsReport(
+        coverage=turns.coverage(),
+        coverage_of_class={name: turns.coverage((truth == index).numpy()) for index, name in enumerate(classes)},
+        size=mean_of([float(np.mean(one)) for one in sizes]),
+        single=mean_of([float(np.mean([size == 1 for size in one])) for one in sizes]),
+    )
+
+
+def measure_interval(
+    name: str,
+    unit: str,
+    predicted: Float[np.ndarray, " n"],
+    truth: Float[np.ndarray, " n"],
+    stored: Sequence[float] = (),
+    alpha: float = ALPHA,
+) -> IntervalReport:
+    """For any predicted number. `stored` are absolute errors of calibrating studies, as for `measure_sets`."""
+    turns = Turns(absolute_errors(predicted, truth), stored, alpha)
+    return IntervalReport(
+        name=name,
+        unit=unit,
+        half_width=finite(turns.quantile),
+        coverage=turns.coverage(),
+        mean_truth=float(truth.mean()),
+    )
+
+
+def measure_conformal(
+    seen: Sequence[Seen], classes: Sequence[str], calibration: Calibration | None, *, alpha: float = ALPHA
+) -> ConformalReport | str:
+    """Sets for a classification, intervals of volumes for a segmentation; a text says why neither."""
     scored = scored_of(seen)
-    volumes = [one.volumes_ml for one in seen if one.volumes_ml is not None]
     if scored is None:
         return "this kind of head gives neither classes nor volumes"
-    errors = None if stored is None else stored.errors
-    if not errors and len(seen) < 4:
+    stored = {} if calibration is None else calibration.errors
+    if not stored and len(seen) < 4:
         return f"the model folder holds no calibration, and {len(seen)} cases are too few to halve"
-    temperature = 1.0 if stored is None else stored.temperatures[0]
-    report = ConformalReport(
-        alpha=alpha,
-        calibrated_on=stored.fitted_on if stored and errors else f"half of the {len(seen)} evaluated cases",
-        is_by_construction=not errors,
-    )
+    sets, intervals = None, ()
+    volumes = [one.volumes_ml for one in seen if one.volumes_ml is not None]
     if volumes:
-        return report.model_copy(update={"intervals": _volume_intervals(seen, volumes, errors, alpha)})
-    told = Scored.pool(scored)
-    return report.model_copy(update={"sets": _sets(seen, told, temperature, classes, errors, alpha)})
-
-
-def _sets(
-    seen: Sequence[Seen],
-    told: Scored,
-    temperature: float,
-    classes: Sequence[str],
-    errors: Mapping[str, Sequence[float]] | None,
-    alpha: float,
-) -> SetsReport:
-    probabilities = told.probabilities(temperature)
-    if errors:
-        measured = [(i, conformal_quantile(errors["class"], alpha)) for i in range(len(seen))]
-    else:
-        measured = []
-        for calibrating, measuring in _halves(len(seen)):
-            own = errors_of([seen[i] for i in calibrating], temperature)["class"]
-            measured += [(i, conformal_quantile(own, alpha)) for i in measuring]
-    place = torch.tensor([i for i, _ in measured])
-    sets = torch.stack([class_sets(probabilities[i : i + 1], quantile)[0] for i, quantile in measured])
-    truth = told.truth[place]
-    holds = sets.gather(1, truth[:, None])[:, 0]
-    turns = len(measured) / len(seen)
-
-    def share(hits: Tensor) -> Estimate:
-        """Over all halvings a case counts once."""
-        return wilson(round(int(hits.sum()) / turns), round(len(hits) / turns))
-
-    return SetsReport(
-        coverage=share(holds),
-        coverage_of_class={name: share(holds[truth == index]) for index, name in enumerate(classes)},
-        size=mean_of(
-            [float(sets[place == i].sum(dim=1).double().mean()) for i in range(len(seen)) if (place == i).any()]
-        ),
-        single=share(sets.sum(dim=1) == 1),
-    )
-
-
-def _volume_intervals(
-    seen: Sequence[Seen],
-    volumes: Sequence[Mapping[str, tuple[float, float]]],
-    errors: Mapping[str, Sequence[float]] | None,
-    alpha: float,
-) -> tuple[IntervalReport, ...]:
-    reports = []
-    for name in volumes[0]:
-        found, truth = np.array([one[name] for one in volumes]).T
-        if errors:
-            widths = [conformal_quantile(errors[name], alpha)]
-            hits, num = int(covered(found, truth, widths[0]).sum()), len(seen)
-        else:
-            widths, total = [], 0.0
-            for calibrating, measuring in _halves(len(seen)):
-                widths.append(conformal_quantile(absolute_errors(found[calibrating], truth[calibrating]), alpha))
-                total += covered(found[measuring], truth[measuring], widths[-1]).mean()
-            hits, num = round(total / len(widths) * len(seen)), len(seen)
-        reports.append(
-            IntervalReport(
-                name=name,
-                unit="ml",
-                half_width=finite(float(np.median(widths))),
-                coverage=wilson(hits, num),
-                mean_truth=float(truth.mean()),
-            )
+        pairs = {name: np.array([one[name] for one in volumes]).T for name in volumes[0]}
+        intervals = tuple(
+            measure_interval(name, "ml", found, true, stored.get(name, ()), alpha)
+            for name, (found, true) in pairs.items()
         )
-    return tuple(reports)
-
-
-def _halves(num: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Random halves (calibrating, measuring) of the cases, many times over."""
-    rng = np.random.default_rng(0)
-    orders = [rng.permutation(num) for _ in range(HALVINGS)]
-    return [(order[: (num + 1) // 2], order[(num + 1) // 2 :]) for order in orders]
+    else:
+        told = Scored.pool(scored)
+        probabilities = told.probabilities(1.0 if calibration is None else calibration.temperatures[0])
+        sets = measure_sets(probabilities, told.truth, classes, stored.get("class", ()), alpha)
+    return ConformalReport(
+        alpha=alpha,
+        calibrated_on=calibration.fitted_on if calibration and stored else f"half of the {len(seen)} evaluated cases",
+        is_by_construction=not stored,
+        sets=sets,
+        intervals=intervals,
+    )

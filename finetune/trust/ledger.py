@@ -22,14 +22,15 @@ class Ledger:
     def __init__(self, path: Path, settings: Mapping[str, object]):
         self.path = path
         self._known: dict[str, Figures] = {}
-        head, *lines = path.read_text().splitlines() if path.is_file() else [""]
-        if _parsed(head) == {"settings": dict(settings)}:
-            for line in lines:
+        first = json.dumps({"settings": settings})
+        lines = path.read_text().splitlines() if path.is_file() else []
+        if lines[:1] == [first]:
+            for line in lines[1:]:
                 if (entry := _parsed(line)) is not None:  # the last one may be half a line
                     self._known[entry["key"]] = entry["figures"]
         with write_aside(path) as aside:
-            entries = [{"settings": settings}] + [{"key": key, "figures": one} for key, one in self._known.items()]
-            aside.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+            kept = (json.dumps({"key": key, "figures": figures}) for key, figures in self._known.items())
+            aside.write_text("".join(f"{line}\n" for line in (first, *kept)))
 
     def get(self, key: str, measure: Callable[[], Figures]) -> Figures:
         """The figures under `key`, measured and kept if they are not there yet; numbers that do not exist are None."""

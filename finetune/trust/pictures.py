@@ -42,10 +42,9 @@ def _diagonal(axes: Axes, bins: Sequence[Bin]) -> None:
     x, y = [one.confidence for one in bins], [one.right for one in bins]
     share = np.array([one.num for one in bins]) / sum(one.num for one in bins)
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
-    axes.plot(x, y, color=BLUE, linewidth=1)
-    axes.scatter(x, y, s=12 + 400 * share, color=BLUE, alpha=0.6, linewidths=0)
-    axes.set_xlim(0, 1.02)
-    axes.set_ylim(0, 1.02)
+    axes.scatter(x, y, s=12 + 400 * share, color=BLUE, alpha=0.6, linewidths=0, clip_on=False)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
     axes.set_aspect("equal")
 
 
@@ -69,7 +68,7 @@ def plot_risk(path: Path, report: AbstentionReport) -> None:
 
 def plot_subgroups(path: Path, report: SubgroupReport) -> None:
     rows = {f"{one.column} {one.value} (n = {one.figure.num})": one.figure for one in report.groups}
-    _plot_estimates(path, rows, report.figure)
+    _plot_estimates(path, {f"all (n = {report.overall.num})": report.overall, **rows}, report.figure)
 
 
 def plot_failures(path: Path, report: FailureReport) -> None:

@@ -35,7 +35,7 @@ from heads.segmentation import LabelMapHead
 PARTS = (
     "leaks", "calibration", "conformal", "uncertainty", "subgroups", "ood", "failures", "corruption", "agreement",
 )  # fmt: skip
-SLOW = ("failures", "corruption", "agreement")
+LIMITED = ("failures", "corruption")  # to a few cases, because they look at each a hundred times
 
 
 class TrustConfig(Config):
@@ -108,9 +108,12 @@ class Watch:
     quality: list[dict[str, float]] = field(default_factory=list)
 
     def __call__(self, study: LabelledStudy, output: Tensor, case: dict[str, float]) -> None:
-        number, head = len(self.seen), self.model.head
-        self.seen.append(look_back(head, study, output, case, seed=fold(self.config.seed, number)))
-        if not ("uncertainty" in self.config.parts or self.config.maps):
+        number, head, parts = len(self.seen), self.model.head, self.config.parts
+        if "calibration" in parts or "conformal" in parts:
+            self.seen.append(look_back(head, study, output, case, seed=fold(self.config.seed, number)))
+        else:
+            self.seen.append(Seen(study.row.name, case))
+        if not ("uncertainty" in parts or self.config.maps):
             return
         if isinstance(head, LabelMapHead):
             scores, mean = quality_scores(
@@ -159,11 +162,9 @@ def measure_trust(evaluated: Evaluated, config: TrustConfig, leaks: LeakReport) 
             pictured.append(evaluated.folder / f"{part}.png")
             PICTURES[part](pictured[-1], found)
     notes = ()
-    chosen = choose(evaluated.studies, config.cases, config.seed)
-    if set(SLOW) & set(config.parts) and len(chosen) < len(evaluated.studies):
-        notes = (
-            f"{', '.join(SLOW)}: on {len(chosen)} of {len(evaluated.studies)} cases, drawn by seed {config.seed} (--cases)",
-        )
+    limited, num = [part for part in LIMITED if part in config.parts], len(evaluated.studies)
+    if limited and config.cases < num:
+        notes = (f"{', '.join(limited)}: on {config.cases} of {num} cases, drawn by seed {config.seed} (--cases)",)
     if config.maps and evaluated.quality and isinstance(evaluated.model.head, LabelMapHead):
         pictured.append(evaluated.folder / "uncertainty")
     return TrustReport(leaks=leaks, not_available=missing, notes=notes, **measured), pictured

@@ -13,6 +13,7 @@ from finetune.samples import LabelledStudy
 from finetune.trust.intervals import Estimate, resampled, resampled_groups
 from foundation.config import Config
 from foundation.errors import InputError, did_you_mean
+from foundation.reading.collection import Row
 
 MOST_VALUES = 6  # a column with more different numbers is cut into bands of equal size
 NUM_BANDS = 3
@@ -30,16 +31,35 @@ class Group(Config):
 
 
 class SubgroupReport(Config):
+    """`figure` is the name of what is compared, `overall` its value over all cases."""
+
     figure: str
+    overall: Estimate
     groups: tuple[Group, ...]
 
     def lines(self) -> list[str]:
         names = [f"{one.column} {one.value}" for one in self.groups]
         width = max(map(len, names))
-        return [f"{self.figure}; minus the rest"] + [
-            f"{name:{width}s}  n = {one.figure.num:<4d} {one.figure}   {one.minus_rest}"
-            for name, one in zip(names, self.groups, strict=True)
+        return [
+            f"{self.figure} (of all {self.overall}), and minus that of the rest",
+            *(
+                f"{name:{width}s}  n = {one.figure.num:<4d} {one.figure}   {one.minus_rest}"
+                for name, one in zip(names, self.groups, strict=True)
+            ),
         ]
+
+
+def known_columns(rows: Sequence[Row]) -> set[str]:
+    return {column for row in rows for column in (*row.targets, *ACQUIRED)}
+
+
+def check_columns(rows: Sequence[Row], columns: Sequence[str] | None) -> None:
+    """Before anything takes long: each column is one of the manifest's targets, or one that files tell."""
+    known = known_columns(rows)
+    for column in columns or ():
+        if column not in known:
+            remedy = did_you_mean(column, known)
+            raise InputError("subgroups go by a column of the manifest's targets", got=repr(column), remedy=remedy)
 
 
 def measure_subgroups(
@@ -49,14 +69,7 @@ def measure_subgroups(
     columns: Sequence[str] | None,
 ) -> SubgroupReport | str:
     """The main figure, the first that `summarise` gives, of every group; `columns` None takes the usual ones that are known."""
-    known = {column for study in studies for column in (*study.targets, *ACQUIRED)}
-    for column in columns or ():
-        if column not in known:
-            raise InputError(
-                "subgroups go by a column of the manifest's targets",
-                got=repr(column),
-                remedy=did_you_mean(column, known),
-            )
+    known = known_columns([study.row for study in studies])
     main = next(iter(summarise(cases)))
     groups: list[Group] = []
     for column in columns or [name for name in BY_DEFAULT if name in known]:
@@ -66,7 +79,8 @@ def measure_subgroups(
             groups += [_group(column, one, values, cases, lambda part: summarise(part)[main]) for one in found]
     if not groups:
         return f"the manifest's targets and the files hold none of {', '.join(BY_DEFAULT)} in more than one value"
-    return SubgroupReport(figure=main, groups=tuple(groups))
+    overall = resampled(cases, lambda part: summarise(part)[main])
+    return SubgroupReport(figure=main, overall=overall, groups=tuple(groups))
 
 
 def _group(

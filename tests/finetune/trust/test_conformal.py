@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from finetune.trust.calibration import fit_calibration
-from finetune.trust.conformal import absolute_errors, class_sets, conformal_quantile, covered, measure_conformal
+from finetune.trust.conformal import (
+    absolute_errors,
+    class_sets,
+    conformal_quantile,
+    measure_conformal,
+    measure_interval,
+    measure_sets,
+)
 from finetune.trust.seen import Scored, Seen
 from foundation.calibration import Calibration
 
@@ -49,10 +56,27 @@ def test_intervals_of_plain_arrays() -> None:
     rng = np.random.default_rng(1)
     truth = rng.normal(50, 10, 300)
     predicted = truth + rng.normal(0, 3, 300)
-    width = conformal_quantile(absolute_errors(predicted[:100], truth[:100]), 0.2)
-    naive = sorted(abs(a - b) for a, b in zip(predicted[:100], truth[:100]))[math.ceil(101 * 0.8) - 1]
-    assert width == naive
-    assert 0.7 < covered(predicted[100:], truth[100:], width).mean() < 0.9
+    stored = absolute_errors(predicted[:100], truth[:100]).tolist()
+    report = measure_interval("age", "years", predicted[100:], truth[100:], stored, alpha=0.2)
+    width = sorted(abs(a - b) for a, b in zip(predicted[:100], truth[:100]))[math.ceil(101 * 0.8) - 1]
+    hits = sum(abs(a - b) <= width for a, b in zip(predicted[100:], truth[100:]))
+    assert report.half_width == width and report.coverage.value == hits / 200 and report.coverage.num == 200
+    assert 0.7 < hits / 200 < 0.9
+
+
+def test_sets_are_measured_as_by_counting() -> None:
+    cases = drawn(50, 5)
+    scored = Scored.pool(one.scored for one in cases if one.scored is not None)
+    probabilities, truth = scored.probabilities(), scored.truth
+    report = measure_sets(probabilities, truth, CLASSES, [0.1, 0.2, 0.5, 0.6, 0.65, 0.66, 0.7, 0.75, 0.8], alpha=0.2)
+    sets = [{k for k in range(3) if 1 - float(p[k]) <= 0.75} for p in probabilities]
+    hits = [int(true) in one for one, true in zip(sets, truth)]
+    assert report.coverage.value == np.mean(hits) and report.size.value == pytest.approx(
+        np.mean([len(s) for s in sets])
+    )
+    assert report.single.value == pytest.approx(np.mean([len(one) == 1 for one in sets]))
+    of_last = [hit for hit, true in zip(hits, truth) if true == 2]
+    assert report.coverage_of_class["many"].value == pytest.approx(np.mean(of_last))
 
 
 def test_a_stored_calibration_covers_its_own_kind_and_not_another() -> None:

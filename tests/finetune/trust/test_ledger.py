@@ -12,7 +12,7 @@ def never() -> Figures:
 
 
 def test_a_stopped_evaluation_continues(tmp_path: Path) -> None:
-    path, settings = tmp_path / "trust" / "part.jsonl", {"weights": "abc", "seed": 0}
+    path, settings = tmp_path / "trust" / "part.jsonl", {"weights": "abc", "temperatures": (1.5,), "seed": 0}
     first = Ledger(path, settings)
     assert first.get("a", lambda: {"dice": 0.5, "none": None}) == {"dice": 0.5, "none": None}
     first.get("b", lambda: {"dice": 0.25})
@@ -29,5 +29,6 @@ def test_other_weights_begin_anew(tmp_path: Path) -> None:
     Ledger(path, {"weights": "abc"}).get("a", lambda: {"dice": 0.5})
     with pytest.raises(AssertionError, match="before"):
         Ledger(path, {"weights": "def"}).get("a", never)
-    path.write_text("not a ledger\n")
-    assert Ledger(path, {"weights": "abc"}).get("a", lambda: {"dice": 0.75}) == {"dice": 0.75}
+    for content in ("not a ledger\n", ""):
+        path.write_text(content)
+        assert Ledger(path, {"weights": "abc"}).get("a", lambda: {"dice": 0.75}) == {"dice": 0.75}

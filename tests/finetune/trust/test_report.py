@@ -12,7 +12,7 @@ from finetune.evaluate import evaluate_to_folder
 from finetune.run import finetune
 from finetune.trust.__main__ import main
 from finetune.trust.fit import calibrating_rows
-from finetune.trust.report import PARTS, SLOW, TrustConfig, TrustReport, choose
+from finetune.trust.report import PARTS, TrustConfig, TrustReport, choose
 from foundation.checkpoint import read_about
 from foundation.config import parse_config
 from foundation.encoder import Encoder, EncoderConfig
@@ -20,6 +20,7 @@ from foundation.errors import InputError
 from foundation.reading.collection import Row, read_manifest, write_manifest
 from heads.base import load_task
 
+SLOW = ("failures", "corruption", "agreement")
 HEADS = {
     "segmentation": {
         "structures": [{"value": 1, "name": "core", "paired": False}],

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from finetune.samples import LabelledStudy
-from finetune.trust.subgroups import group_names, measure_subgroups
+from finetune.trust.subgroups import check_columns, group_names, measure_subgroups
 from foundation.errors import InputError
 from foundation.preprocess import prepare_study
 from foundation.reading.collection import Row, SeriesEntry
@@ -39,6 +39,7 @@ def test_each_group_has_the_figure_of_its_cases(studies) -> None:
     report = measure_subgroups(studies, cases, summarise, None)
     assert not isinstance(report, str) and report.figure == "dice"
     assert {one.column for one in report.groups} == {"sex", "age", "vendor"}
+    assert report.overall.value == pytest.approx(np.mean([case["dice"] for case in cases])) and report.overall.num == 24
     women = next(one for one in report.groups if one.value == "female")
     assert women.figure.value == pytest.approx(np.mean([case["dice"] for case in cases[1::2]]))
     assert women.minus_rest.value == pytest.approx(0.301) and (women.minus_rest.low or 0) > 0.29
@@ -53,8 +54,10 @@ def test_columns_can_be_named_and_misspelt(studies) -> None:
     report = measure_subgroups(studies, cases, summarise, ["grade"])
     assert not isinstance(report, str)
     assert [(one.value, one.figure.num) for one in report.groups] == [("0", 10), ("1", 11)]
+    rows = [study.row for study in studies]
+    check_columns(rows, ["grade", "vendor"])
     with pytest.raises(InputError, match="vendor"):
-        measure_subgroups(studies, cases, summarise, ["vendro"])
+        check_columns(rows, ["vendro"])
     assert "none of" in str(measure_subgroups(studies[1:2], cases[:1], summarise, None))
 
 
