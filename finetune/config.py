@@ -18,13 +18,15 @@ Recipe = Literal["scratch", "frozen", "lora", "full", "dynunet", "densenet", "ma
 class DataConfig(Config):
     """`num_labels` studies of `train_split` are used (None: all), chosen by the training seed.
 
-    `crop_voxels` is the box that dense heads train on, at `spacing_mm`; None trains on whole studies.
+    `crop_voxels` is the box that dense heads train on, at `spacing_mm`; None trains on whole studies. Probabilities are calibrated
+    on the validation split; where there is none, the share `hold_out` of the chosen studies is not learnt from and serves instead.
     """
 
     manifest: Path
     train_split: str = "train"
     test_split: str = "test"
     num_labels: int | None = None
+    hold_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
     crop_voxels: tuple[int, int, int] | None = None
 

@@ -1,6 +1,8 @@
 """How good a task model is on studies it was not fitted on: each case, the mean, and a bootstrap 95 % interval.
 
-larmor evaluate segmentation collection/manifest.jsonl out --model runs/finetune/model
+larmor evaluate segmentation collection/manifest.jsonl out --model runs/finetune/model --trust all
+
+With --trust also what that is worth: calibration, subgroups, benign changes, artefacts, scanners and more (`finetune/trust`).
 """
 
 from __future__ import annotations
@@ -9,11 +11,14 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+from torch import Tensor
 
 from finetune.samples import LabelledStudy, progress_over, read_labelled
+from foundation.checkpoint import read_about
+from foundation.config import parse_config
 from foundation.errors import InputError, did_you_mean
 from foundation.figures import ScoreRow, plot_dice_table
 from foundation.files import write_aside
@@ -47,13 +52,20 @@ class Evaluation:
     figures: dict[str, Interval]
 
 
-def evaluate_studies(model: TaskModel, studies: Sequence[LabelledStudy], *, label: str = "evaluate") -> Evaluation:
-    """Run the model on whole studies and score each on the reference series' own voxels."""
+def evaluate_studies(
+    model: TaskModel,
+    studies: Sequence[LabelledStudy],
+    *,
+    label: str = "evaluate",
+    watch: Callable[[LabelledStudy, Tensor, dict[str, float]], None] | None = None,
+) -> Evaluation:
+    """Run the model on whole studies and score each on the reference series' own voxels; `watch` sees each output and its score."""
     cases = {}
     for study in progress_over(studies, label):
         output = model.output_of(study.prepared)
-        name = "/".join(filter(None, (study.row.subject, study.row.session)))
-        cases[name] = model.head.score_case(output, study.prepared, study.labels, study.targets)
+        case = cases[study.row.name] = model.head.score_case(output, study.prepared, study.labels, study.targets)
+        if watch is not None:
+            watch(study, output, case)
     return Evaluation(cases, bootstrap(list(cases.values()), model.head.summarise))
 
 
@@ -101,9 +113,23 @@ def save_evaluation(evaluation: Evaluation, folder: Path, *, about: dict[str, ob
 
 
 def evaluate_to_folder(
-    task: str, manifest: Path, out: Path, model: Path | None, split: str, backbones: Sequence[Path] = ()
+    task: str,
+    manifest: Path,
+    out: Path,
+    model: Path | None,
+    split: str,
+    trust: str = "",
+    backbones: Sequence[Path] = (),
+    **options: Any,
 ) -> None:
-    """The `larmor evaluate` command. `task` is the kind of head or the name of the task, as a check that it is the one meant."""
+    """The `larmor evaluate` command. `task` is the kind of head or the name of the task, as a check that it is the one meant;
+    `trust` names the parts of `finetune/trust` to measure and `options` the rest of its `TrustConfig`."""
+    from finetune.trust.leaks import find_leaks
+    from finetune.trust.ood import Reference
+    from finetune.trust.report import Evaluated, TrustConfig, Watch, measure_trust
+    from finetune.trust.subgroups import check_columns
+
+    asked = parse_config(TrustConfig, {"parts": trust} | {k: v for k, v in options.items() if v is not None})
     if model is None:
         model = _only_default(task)
     loaded = load_model(model, Backbones(backbones))
@@ -121,8 +147,18 @@ def evaluate_to_folder(
         raise InputError(
             "the split has studies", got=f"none in '{split}'", remedy="Name another with --split.", file=manifest
         )
+    check_columns(rows, asked.by)
+    for path in asked.ood:  # what is wrong with them is better said now than after the evaluation
+        read_manifest(path)
+    provenance = read_about(model)["provenance"]
+    pretrained_on = asked.pretrained_on if "leaks" in asked.parts else None
+    leaks = find_leaks(rows, collection.root, provenance, model, pretrained_on)
+    if not asked.allow_overlap:
+        leaks.refuse(manifest)
     studies = read_labelled(collection, rows, task_model.head, config.spacing_mm, label="read")
-    evaluation = evaluate_studies(task_model, studies)
+    folder = out / "trust"
+    watch = Watch(task_model, asked, folder, mirror=_may_be_mirrored(provenance))
+    evaluation = evaluate_studies(task_model, studies, watch=watch)
     about: dict[str, object] = {
         "task": config.name,
         "model": str(model),
@@ -131,11 +167,31 @@ def evaluate_to_folder(
         "split": split,
         "data": collection.fingerprint(),
     }
-    written = save_evaluation(evaluation, out, about=about)
+    temperatures = None if config.calibration is None else config.calibration.temperatures
+    settings = {"weights": loaded.weights_sha256, "temperatures": temperatures, "data": about["data"], "split": split}
+    evaluated = Evaluated(
+        task_model,
+        config,
+        Reference.load(model, loaded.weights_sha256),
+        studies,
+        watch.seen,
+        watch.quality,
+        folder,
+        settings,
+    )
+    report, pictured = measure_trust(evaluated, asked, leaks)
+    written = save_evaluation(evaluation, out, about={**about, "trust": report.model_dump(mode="json")})
     for name, interval in evaluation.figures.items():
         print(f"{name:40s} {interval}")
-    for path in written:
+    for line in report.lines():
+        print(line)
+    for path in (*written, *pictured):
         print(f"wrote {path}")
+
+
+def _may_be_mirrored(provenance: dict[str, Any]) -> bool:
+    """Whether the task's training says that its answer does not depend on the side."""
+    return bool(provenance.get("config", {}).get("augment", {}).get("mirror"))
 
 
 def _only_default(task: str) -> Path:

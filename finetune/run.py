@@ -17,6 +17,9 @@ from finetune.config import FinetuneConfig
 from finetune.evaluate import Evaluation, evaluate_studies, save_evaluation, without_nan
 from finetune.samples import LabelledSamples, LabelledStudy, choose_rows, read_labelled
 from finetune.stopping import LOSS, ValidationLoss
+from finetune.trust.fit import calibrate, calibrating_rows, calibration_words
+from finetune.trust.ood import Reference
+from foundation.calibration import Calibration
 from foundation.checkpoint import read_about
 from foundation.config import save_config
 from foundation.encoder import Encoder, EncoderConfig
@@ -43,7 +46,9 @@ def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None
     """Fit, evaluate, save. `test_studies` may be given when several runs share them and reading takes long."""
     collection = read_manifest(config.data.manifest)
     fingerprint = cache(collection.fingerprint)
-    rows = choose_rows(collection, config.data, config.training.seed)
+    rows, held, source = calibrating_rows(
+        collection, choose_rows(collection, config.data, config.training.seed), config
+    )
     torch.manual_seed(config.training.seed)
     model = make_model(config)
     backbone = Backbone.of(config.encoder) if config.encoder and config.recipe in ("frozen", "lora") else None
@@ -58,18 +63,21 @@ def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None
 
     studies = read_labelled(collection, rows, model.head, config.data.spacing_mm, label="read")
     model.head.meet([study.targets for study in studies])
+    calibrating = read_labelled(
+        collection, held if main else [], model.head, config.data.spacing_mm, label="read held out"
+    )
     if main and (caution := _boxes_are_small(config, studies)):
         print(caution)
     samples, gauge = LabelledSamples(studies, model.head, config), None
     if config.stopping.every:
-        held = read_labelled(
+        validation = read_labelled(
             collection,
             collection.split(config.stopping.split),
             model.head,
             config.data.spacing_mm,
             label="read validation",
         )
-        gauge = ValidationLoss(held, samples, model.head, config)
+        gauge = ValidationLoss(validation, samples, model.head, config)
     if isinstance(model, Baseline):
         began = time.perf_counter()
         if main:
@@ -95,6 +103,8 @@ def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None
         if test_studies is None:
             test_rows = collection.split(config.data.test_split)
             test_studies = read_labelled(collection, test_rows, model.head, config.data.spacing_mm, label="read test")
+        if isinstance(model.encoder, Encoder):
+            calibrate(model, calibrating, source=source)
         about = {
             "task": config.name,
             "recipe": config.recipe,
@@ -105,6 +115,7 @@ def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None
             "split": config.data.test_split,
             "data": fingerprint(),
             "trained_on": [row.subject for row in rows],
+            "calibrated_on": [row.subject for row in held] if model.head.calibration else [],
         }
         written = []
         if result.records:
@@ -122,6 +133,7 @@ def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None
                 head=config.head,
                 spacing_mm=config.data.spacing_mm,
                 scope=Scope.of([study.prepared for study in studies]),
+                calibration=model.head.calibration,
             )
             metrics = {} if evaluation is None else {name: asdict(one) for name, one in evaluation.figures.items()}
             provenance = {
@@ -130,8 +142,9 @@ def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None
                 "versions": software_versions(),
                 "config": config.model_dump(mode="json"),
             }
-            card = _card(config, about, evaluation)
+            card = _card(config, about, evaluation, task.calibration)
             save_task(model_folder, model, task, card=card, provenance=provenance)
+            Reference.of(model, [study.prepared for study in studies]).save(model_folder)
             written.append(model_folder)
             if adapter is not None and backbone is not None:
                 folder = config.folder / "adapter"
@@ -212,7 +225,7 @@ def _boxes_are_small(config: FinetuneConfig, studies: list[LabelledStudy]) -> st
     )
 
 
-def _card(config: FinetuneConfig, about: dict, evaluation: Evaluation | None) -> str:
+def _card(config: FinetuneConfig, about: dict, evaluation: Evaluation | None, calibration: Calibration | None) -> str:
     lines = [
         f"# {config.name}",
         "",
@@ -228,5 +241,5 @@ def _card(config: FinetuneConfig, about: dict, evaluation: Evaluation | None) ->
         lines += ["| figure | value |", "|---|---|"]
         lines += [f"| {name} | {interval} |" for name, interval in evaluation.figures.items()]
         lines.append("")
-    lines.append("Probabilities are not calibrated. Not a medical device.")
+    lines.append(f"{calibration_words(calibration)} Not a medical device.")
     return "\n".join(lines) + "\n"

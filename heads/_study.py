@@ -75,7 +75,14 @@ def log_shares(counts: Sequence[float]) -> Tensor:
 
 
 def whole_study_finding(
-    name: str, anatomy: str, *, source: str, is_present: bool, probability: float, abnormal: bool = True
+    name: str,
+    anatomy: str,
+    *,
+    source: str,
+    is_present: bool,
+    probability: float,
+    is_calibrated: bool = False,
+    abnormal: bool = True,
 ) -> Finding:
     """A finding that has no place and no side."""
     return Finding(
@@ -85,6 +92,7 @@ def whole_study_finding(
         side="not_assessed",
         presence="present" if is_present else "absent",
         probability=probability,
+        is_calibrated=is_calibrated,
         abnormal=abnormal,
         source=source,
     )

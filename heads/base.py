@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import SerializeAsAny, field_validator
 from torch import Tensor, nn
 
+from foundation.calibration import Calibration
 from foundation.checkpoint import load_model_folder, read_about, save_model_folder
 from foundation.config import Config
 from foundation.encoder import Encoder, EncoderConfig, Features, layer_rate
@@ -134,12 +135,15 @@ class Head(nn.Module):
 
     `is_dense` heads learn from label maps, get voxels beside tokens, and more of the encoder learns for them
     (`finetune/adapters.py`). Heads that `draw` give a label map with their reading, in values that their config's `structures`
-    name.
+    name. `main_score` is the entry of `score_case` that says how good a case is, larger being better. Without a `calibration`
+    scores stay what they are.
     """
 
     is_dense: bool
     draws: bool = False
     looks_once: bool = True
+    main_score: ClassVar[str | None] = None
+    calibration: Calibration | None = None
 
     @property
     def sees_voxels(self) -> bool:
@@ -163,6 +167,10 @@ class Head(nn.Module):
 
     def meet(self, targets: Sequence[dict[str, Target]]) -> None:
         """Take from the training rows what is not learnt by gradient: how frequent a class is, a number's mean and spread."""
+
+    def calibrated(self, output: Tensor) -> Tensor:
+        """An output of scores with classes along axis 1, over the temperatures of the head's calibration if it has one."""
+        return output if self.calibration is None else self.calibration.scale(output)
 
     def adopt(self, start: Head, *, but: frozenset[str] = frozenset()) -> frozenset[str]:
         """Copy what fits by name and shape from a fitted head, `but` for some; return the names of what was copied whole."""
@@ -247,6 +255,7 @@ class TaskConfig(Config):
     head: SerializeAsAny[HeadConfig]
     spacing_mm: tuple[float, float, float]
     scope: Scope
+    calibration: Calibration | None = None
 
     @field_validator("head", mode="before")
     @classmethod
@@ -311,4 +320,5 @@ def load_task(folder: Path) -> tuple[TaskModel, TaskConfig, str]:
     loaded = load_model_folder(folder, kind="task", config=TaskConfig)
     model = TaskModel.build(Encoder(loaded.config.encoder), loaded.config.head)
     loaded.fill(model)
+    model.head.calibration = loaded.config.calibration
     return model.eval(), loaded.config, loaded.weights_sha256

@@ -48,6 +48,8 @@ class Config(KindConfig):
 
 
 class Head(StudyHead):
+    main_score = "right"
+
     def __init__(self, encoder: EncoderConfig, config: Config):
         super().__init__(encoder, config, num_outputs=len(config.classes), dropout=config.dropout)
         self.config = config
@@ -89,7 +91,7 @@ class Head(StudyHead):
 
     def probabilities(self, output: Tensor) -> list[float]:
         """Of each class or label, for a batch of one."""
-        one = output[0].float()
+        one = self.calibrated(output.float())[0]
         return (one.sigmoid() if self.config.target is None else one.softmax(dim=0)).tolist()
 
     def refuse(self, *, source: str, why: str) -> list[Finding]:
@@ -107,7 +109,12 @@ class Head(StudyHead):
             is_present = probabilities[name] >= 0.5 if self.config.target is None else name == likeliest
             findings.append(
                 whole_study_finding(
-                    name, self.config.anatomy, source=source, is_present=is_present, probability=probabilities[name]
+                    name,
+                    self.config.anatomy,
+                    source=source,
+                    is_present=is_present,
+                    probability=probabilities[name],
+                    is_calibrated=self.calibration is not None,
                 )
             )
         return HeadReading(findings)
@@ -115,13 +122,18 @@ class Head(StudyHead):
     def score_case(
         self, output: Tensor, prepared: PreparedStudy, labels: np.ndarray | None, targets: dict[str, Target]
     ) -> dict[str, float]:
-        """`p` of each class, `says`, what the network says apart from how frequent the class was, and the truth."""
+        """`p` of each class, `says`, what the network says apart from how frequent the class was, the truth, and for classes that
+        exclude each other whether the likeliest is `right`."""
         names, truth = self.config.classes, self.truth_of(targets)
         scores = {f"p {name}": p for name, p in zip(names, self.probabilities(output), strict=True)}
         said = (output[0].float() - self.prior.cpu()).tolist()
         scores |= {f"says {name}": value for name, value in zip(names, said, strict=True)}
         if self.config.target is not None:
-            return scores | {"truth": truth[0]}
+            likeliest = int(np.argmax(self.probabilities(output)))
+            return scores | {
+                "truth": truth[0],
+                "right": float(likeliest == truth[0]) if np.isfinite(truth[0]) else truth[0],
+            }
         return scores | {f"truth {name}": value for name, value in zip(names, truth, strict=True)}
 
     def summarise(self, cases: Sequence[dict[str, float]]) -> dict[str, float]:

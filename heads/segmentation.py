@@ -46,6 +46,7 @@ class LabelMapHead(base.Head):
     """Everything of a segmentation head but the network: its output is `(batch, classes, x, y, z)` scores on the batch's grid."""
 
     is_dense, draws = True, True
+    main_score = "dice"
 
     def __init__(self, encoder: EncoderConfig, config: DenseConfig):
         super().__init__(encoder, config)

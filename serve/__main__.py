@@ -84,6 +84,22 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--model", type=Path, metavar="DIR", help="a model folder made by finetune")
     _add_backbones(evaluate)
     evaluate.add_argument("--split", default="test", help="which of the manifest's splits (default: %(default)s)")
+    evaluate.add_argument(
+        "--trust", default="", metavar="PARTS",
+        help="all, or some of leaks,calibration,conformal,uncertainty,subgroups,ood,failures,corruption,agreement",
+    )  # fmt: skip
+    evaluate.add_argument("--cases", type=int, metavar="N", help="cases for the slow parts of --trust (default: 5)")
+    evaluate.add_argument("--seed", type=int, help="draws those cases (default: 0)")
+    evaluate.add_argument("--by", nargs="+", metavar="COLUMN", help="columns of targets for the subgroups")
+    evaluate.add_argument("--ood", type=Path, nargs="+", metavar="MANIFEST", help="studies of another kind")
+    evaluate.add_argument("--passes", type=int, metavar="N", help="further looks at each case, for its uncertainty")
+    evaluate.add_argument("--maps", action="store_true", default=None, help="write each case's uncertainty map")
+    evaluate.add_argument(
+        "--pretrained-on", type=Path, nargs="+", metavar="PATH", help="a store or manifest the encoder learnt from"
+    )
+    evaluate.add_argument(
+        "--allow-overlap", action="store_true", default=None, help="evaluate on subjects that were learnt from"
+    )
 
     fewshot = command("fewshot", "fit a task in every way with few labels and many; writes a table and a curve")
     fewshot.add_argument("config", type=Path, metavar="CONFIG", help="as of finetune; its folder is written into")

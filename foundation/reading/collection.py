@@ -68,6 +68,11 @@ class Row(_Strict):
     split: Split | None = None
 
     @property
+    def name(self) -> str:
+        """'subject', or 'subject/session' where there is one."""
+        return "/".join(filter(None, (self.subject, self.session)))
+
+    @property
     def paths(self) -> tuple[str, ...]:
         """Every file or folder that the row refers to."""
         others = (self.mask, self.ehr, *(entry.removed for entry in self.series))

@@ -150,6 +150,20 @@ def test_series_of_one_study_meet_on_one_grid() -> None:
     assert np.corrcoef(prepared.voxels[0][inside], prepared.voxels[1][inside])[0, 1] > 0.85
 
 
+def test_a_snapped_grid_forgets_how_its_origin_was_rounded() -> None:
+    affine = np.diag([1.1, 0.7, 2.3, 1.0])
+    affine[:3, 3] = (-90.123, 17.77, 3.2)
+    grid = Grid((21, 34, 15), affine)
+    snapped = grid.snapped()
+    centre = np.array([10.0, 16.5, 7.0, 1.0])
+    assert np.allclose((snapped.affine @ centre)[:3] * 64 - np.round((snapped.affine @ centre)[:3] * 64), 0, atol=1e-9)
+    assert np.abs(snapped.affine - affine).max() <= 1 / 128 and np.array_equal(snapped.affine[:3, :3], affine[:3, :3])
+    for nudge in ((4e-6, -3e-6, 5e-6), (-6e-6, 2e-6, 1e-6)):
+        moved = affine.copy()
+        moved[:3, 3] += nudge
+        assert np.array_equal(Grid(grid.shape, moved).snapped().affine, snapped.affine)
+
+
 @pytest.mark.parametrize("affine", [np.diag([1.0, 1.0, 1.0, 1.0]), np.diag([-1.2, 0.9, 1.1, 1.0])])
 def test_labels_go_to_the_grid_and_back(affine: np.ndarray) -> None:
     given, _ = head()

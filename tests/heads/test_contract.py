@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+from foundation.calibration import Calibration
 from foundation.encoder import Encoder, EncoderConfig
 from foundation.errors import InputError
 from foundation.preprocess import prepare_study
@@ -179,6 +180,40 @@ def test_a_saved_task_gives_the_same_output(kind: str, studies: list, tmp_path: 
     loaded, again, _ = load_task(tmp_path / "task")
     assert again == config
     assert torch.equal(loaded.output_of(studies[0][0]), model.output_of(studies[0][0]))
+
+
+def test_a_calibration_is_kept_applied_and_said(studies: list, tmp_path: Path) -> None:
+    """Probabilities are those of the scaled scores, and every finding that has one says that it is calibrated."""
+    prepared, _, targets = studies[0]
+    for calibration in (None, Calibration(temperatures=(2.5,), fitted_on="12 studies", num_studies=12)):
+        config = TaskConfig(
+            name="test",
+            caution=None,
+            encoder=ENCODER,
+            head=parse_head({"kind": "classification", **EXAMPLES["classification"]}),
+            spacing_mm=SPACING,
+            scope=Scope.of([prepared]),
+            calibration=calibration,
+        )
+        save_task(tmp_path / "task", make("classification"), config, card="# test\n", provenance={})
+        model, again, _ = load_task(tmp_path / "task")
+        assert again == config
+        output = model.output_of(prepared)
+        expected = (output / (2.5 if calibration else 1.0)).softmax(dim=1)[0]
+        (said,) = model.head.read(output, prepared, source="test", mask_path=None).findings
+        assert said.is_calibrated == (calibration is not None)
+        assert said.probability == pytest.approx(expected[1].item())
+        case = model.head.score_case(output, prepared, None, targets)
+        assert [case["p small core"], case["p large core"]] == pytest.approx(expected.tolist())
+        assert case["right"] == float(int(expected.argmax()) == targets["large"])
+
+
+@pytest.mark.parametrize("kind", head_kinds())
+def test_the_main_score_is_one_that_is_measured(kind: str, studies: list) -> None:
+    model = make(kind)
+    prepared, labels, targets = studies[0]
+    case = model.head.score_case(model.output_of(prepared), prepared, labels, targets)
+    assert model.head.main_score is None or model.head.main_score in case
 
 
 def test_a_perfect_segmentation_scores_one(studies: list) -> None:

@@ -67,13 +67,35 @@ def test_read_passes_its_arguments(calls: list[dict[str, object]], model: Path, 
 
 def test_evaluate_passes_its_arguments(calls: list[dict[str, object]], model: Path, tmp_path: Path):
     assert cli.main(["evaluate", "tumour", str(tmp_path), "out"]) == 0
-    paths = {"manifest": tmp_path, "out": Path("out"), "model": None, "backbones": []}
-    assert calls == [{"task": "tumour", "split": "test", **paths}]
+    (given,) = calls
+    assert {name: value for name, value in given.items() if value is not None} == {
+        "task": "tumour",
+        "manifest": tmp_path,
+        "out": Path("out"),
+        "split": "test",
+        "trust": "",
+        "backbones": [],
+    }
 
 
 def test_adapter_passes_its_arguments(calls: list[dict[str, object]], model: Path):
     assert cli.main(["adapter", str(model), "--backbone", str(model), "--merge", "out"]) == 0
     assert calls == [{"adapter": model, "backbones": [model], "merge": Path("out")}]
+
+
+def test_every_trust_option_is_one_of_its_config(calls: list[dict[str, object]], model: Path, tmp_path: Path):
+    from finetune.trust.report import PARTS, TrustConfig
+
+    options = f"--trust all --cases 3 --seed 1 --by sex age --ood {tmp_path} --passes 2 --maps --allow-overlap"
+    arguments = ["evaluate", "tumour", str(tmp_path), "out", *options.split(), "--pretrained-on", str(tmp_path)]
+    assert cli.main(arguments) == 0
+    (given,) = calls
+    for name in ("task", "manifest", "out", "model", "split", "backbones"):
+        del given[name]
+    given["parts"] = given.pop("trust")
+    config = TrustConfig.model_validate(given)
+    assert set(given) == set(TrustConfig.model_fields) and config.parts == PARTS
+    assert config.by == ("sex", "age") and config.allow_overlap and config.ood == (tmp_path,)
 
 
 def test_serve_listens_on_this_machine_only_unless_told(calls: list[dict[str, object]]):
