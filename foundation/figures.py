@@ -259,6 +259,35 @@ def plot_reconstruction(path: Path, rows: Sequence[tuple[str, Shaped[np.ndarray,
     save_png(path, figure)
 
 
+def plot_errors(
+    path: Path,
+    reference: Float[np.ndarray, "height width"] | None,
+    images: Mapping[str, Float[np.ndarray, "height width"]],
+    *,
+    gain: float = 5.0,
+) -> None:
+    """Images side by side in one grey window; where there is a reference, it comes first and their errors stand below.
+
+    Errors are magnitudes on a scale of their own that ends at the window's width over `gain`.
+    """
+    planes = ({} if reference is None else {"reference": reference}) | dict(images)
+    first = next(iter(planes.values()))
+    low, high = 0.0, max(float(np.percentile(first, 99.5)), np.finfo(np.float32).tiny)
+    height, width = first.shape
+    num_rows = 1 if reference is None else 2
+    figure = Figure(figsize=(3 * len(planes), num_rows * (3 * height / width + 0.3)), layout="constrained")
+    plots = figure.subplots(num_rows, len(planes), squeeze=False)
+    for column, (title, plane) in enumerate(planes.items()):
+        plots[0, column].imshow(plane, cmap="gray", vmin=low, vmax=high)
+        plots[0, column].set_title(title, fontsize=10)
+        if reference is not None and column:
+            plots[1, column].imshow(np.abs(plane - reference), cmap="magma", vmin=0, vmax=high / gain)
+            plots[1, column].set_title(f"error x {gain:g}", fontsize=10)
+    for axes in plots.flat:
+        axes.set_axis_off()
+    save_png(path, figure)
+
+
 def axial_plane(volume: Shaped[np.ndarray, "x y z"], place: int) -> Shaped[np.ndarray, "up right"]:
     """One slice of a volume on RAS axes as radiologists look at it: anterior up, the patient's right on the left."""
     return np.rot90(volume[::-1, :, place])

@@ -25,6 +25,7 @@ COMMANDS = {
     "cohort": "ehr.command:cohort_command",
     "record": "ehr.command:record_command",
     "prepare": "foundation.store.command:prepare_command",
+    "reconstruct": "foundation.reconstruction.command:reconstruct_command",
     "doctor": "serve.doctor:main",
 }
 
@@ -167,6 +168,23 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--margin", type=float, metavar="MM", help="air kept around the body (default: 4)")
     prepare.add_argument("--shard-mib", type=float, metavar="MIB", help="size of a shard file (default: 1024)")
 
+    reconstruct = command("reconstruct", "make images of raw k-space; writes them, their errors and a figure into OUT")
+    reconstruct.add_argument(
+        "input", type=Path, metavar="INPUT", help="fastMRI or ISMRMRD .h5, BART .cfl, .npy or .npz"
+    )
+    reconstruct.add_argument("out", type=Path, metavar="OUT", help="the folder to write into; made if absent")
+    reconstruct.add_argument(
+        "--method", dest="methods", nargs="+", default=["cg-sense"], metavar="NAME",
+        help="zero-filled zero-filled-sense cg-sense l1-wavelet homodyne pocs (default: cg-sense)",
+    )  # fmt: skip
+    reconstruct.add_argument("--acceleration", type=float, metavar="R", help="first keep one sample in R of all")
+    reconstruct.add_argument(
+        "--mask", metavar="KIND", help="random, equispaced, magic, poisson, or stored: the one in the file"
+    )
+    reconstruct.add_argument("--calibration", type=int, metavar="N", help="lines in the middle that are all kept")
+    reconstruct.add_argument("--partial-fourier", type=float, metavar="F", help="keep only this part, from one end")
+    reconstruct.add_argument("--seed", type=int, default=0, help="of the mask (default: %(default)s)")
+
     command("doctor", "say what this machine has and how to mend what is wrong; writes nothing")
     return parser
 
@@ -195,7 +213,7 @@ def _add_backbones(parser: argparse.ArgumentParser) -> None:
 
 def _check_paths(arguments: dict[str, Any]) -> None:
     """Complain about a path before anything slow is imported."""
-    for name in ("study", "prior", "current", "manifest", "config"):
+    for name in ("study", "prior", "current", "manifest", "config", "input"):
         path = arguments.get(name)
         if path is not None and not path.exists() and not (name in ("study", "prior", "current") and "#" in str(path)):
             raise InputError(f"the {name} exists", got=path, remedy="Give the path of an existing one.")

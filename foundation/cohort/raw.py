@@ -10,15 +10,13 @@ noise-free combination of the coils on the acquired grid.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Complex, Float
+from nibabel.affines import apply_affine, from_matvec
 from numpy.random import Generator
-from torch import Tensor
 
 from foundation.cohort.acquisition import draw_protocol, head_image, nulled, typical_signal
 from foundation.cohort.anatomy import Anatomy
@@ -35,23 +33,9 @@ from foundation.physics.kspace import (
     to_kspace,
 )
 from foundation.physics.relaxometry import TissueTable
+from foundation.raw import RawData
 
 FINER = 1.25  # voxels of the acquisition over those of the head
-
-
-@dataclass(frozen=True)
-class RawData:
-    """Axial slices. `kspace` is fully sampled and noisy, `mask` says which columns an accelerated scan would have kept."""
-
-    kspace: Complex[Tensor, "slices coils height width"]
-    mask: Bool[Tensor, " width"]
-    target: Float[Tensor, "slices height width"]
-    sigma: float
-    facts: dict[str, Any]
-
-    @property
-    def undersampled(self) -> Complex[Tensor, "slices coils height width"]:
-        return self.kspace * self.mask
 
 
 def simulate_raw(
@@ -66,14 +50,18 @@ def simulate_raw(
     mask: str = "equispaced",
     noise: float = 0.02,
 ) -> RawData:
-    """`noise` is the standard deviation of each channel's real and imaginary part over the mean signal of the head."""
+    """Axial slices, evenly spaced, complete and noisy; `planned` says which columns an accelerated scan would have kept.
+
+    `noise` is the standard deviation of each channel's real and imaginary part over the mean signal of the head.
+    """
     protocol = draw_protocol(contrast, anatomy.subject, float(anatomy.spacing_mm[0]), generator)
     protocol = replace(protocol, artefact=None, voxel_mm=tuple(anatomy.spacing_mm.tolist()), tilt_deg=(0.0, 0.0, 0.0))
     protocol = nulled(protocol, tissues)
     signal = head_image(anatomy, protocol, tissues, generator)
     brain = np.argwhere(shows(anatomy.labels, BRAIN))[:, 2]
     low, high = np.quantile(brain, [0.2, 0.8])
-    chosen = np.unique(np.linspace(low, high, num_slices).round().astype(int)).tolist()
+    step = max(1, round((high - low) / max(1, num_slices - 1)))
+    chosen = list(range(round(low), min(signal.shape[2], round(low) + num_slices * step), step))
     height, width = (2 * int(n / FINER / 2) for n in signal.shape[:2])
     sigma = noise * typical_signal(signal)
     middle = (signal.shape[2] - 1) / 2
@@ -95,19 +83,33 @@ def simulate_raw(
         "mask": mask,
         "acceleration": acceleration,
         "sigma": sigma,
-        "voxel_mm": [FINER * step for step in anatomy.spacing_mm.tolist()[:2]],
+        "voxel_mm": [FINER * spacing for spacing in anatomy.spacing_mm.tolist()[:2]],
     }
-    return RawData(torch.stack(kspace), sampled, torch.stack(target), sigma, facts)
+    voxels = anatomy.affine[:3, :3] * (signal.shape[0] / height, signal.shape[1] / width, step)
+    origin = apply_affine(
+        anatomy.affine, (signal.shape[0] // 2, signal.shape[1] // 2, chosen[0])
+    )  # cropping keeps the middle
+    return RawData(
+        torch.stack(kspace),
+        torch.ones(1, 1, 1, 1, dtype=torch.bool),
+        planned=sampled.reshape(1, 1, 1, -1),
+        target=torch.stack(target),
+        noise=2 * sigma**2 * torch.eye(num_coils, dtype=torch.complex64),
+        affine=from_matvec(voxels, origin - voxels @ (height // 2, width // 2, 0)),
+        side_is_known=True,
+        facts=facts,
+    )
 
 
 def write_raw(path: Path, raw: RawData, *, subject: str) -> None:
-    """fastMRI's HDF5 layout: `kspace`, `mask`, `reconstruction_rss`, and attributes."""
+    """fastMRI's HDF5 layout: `kspace`, `mask`, `reconstruction_rss`, and attributes; `sigma` and `affine` are ours."""
     import h5py
 
+    assert raw.planned is not None and raw.target is not None and raw.sigma is not None and raw.affine is not None
     with write_aside(path) as aside, h5py.File(aside, "w", track_order=False) as file:
         for name, values in (
             ("kspace", raw.kspace.to(torch.complex64).numpy()),
-            ("mask", raw.mask.numpy()),
+            ("mask", raw.planned.flatten().numpy()),
             ("reconstruction_rss", raw.target.float().numpy()),
         ):
             file.create_dataset(name, data=values, track_times=False)
@@ -116,3 +118,4 @@ def write_raw(path: Path, raw: RawData, *, subject: str) -> None:
         file.attrs["acquisition"] = f"SYNTHETIC_{raw.facts['contrast']}"
         file.attrs["patient_id"] = subject
         file.attrs["sigma"] = raw.sigma
+        file.attrs["affine"] = raw.affine

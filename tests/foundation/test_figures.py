@@ -20,6 +20,7 @@ from foundation.figures import (
     colour_of,
     plot_curves,
     plot_dice_table,
+    plot_errors,
     plot_reconstruction,
     png_bytes,
     save_png,
@@ -139,6 +140,19 @@ def test_the_charts_are_written(tmp_path: Path):
     plot_dice_table(tmp_path / "dice.png", rows)
     for name in ("curves.png", "strip.png", "dice.png"):
         assert np.ptp(matplotlib.image.imread(tmp_path / name)) > 0.5
+
+
+def test_error_maps_have_a_row_only_where_there_is_a_reference(tmp_path: Path):
+    plane = np.arange(48.0).reshape(6, 8)
+    images = {"exact": plane, "wrong": plane + 40.0}
+    plot_errors(tmp_path / "errors.png", plane, images)
+    plot_errors(tmp_path / "bare.png", None, images)
+    errors, bare = (matplotlib.image.imread(tmp_path / f"{name}.png") for name in ("errors", "bare"))
+    assert errors.shape[0] > 1.5 * bare.shape[0] and errors.shape[1] > bare.shape[1]
+    below = errors[errors.shape[0] // 2 :, :, :3]
+    middle, right = below.shape[1] // 2, below.shape[1] * 5 // 6
+    height = below.shape[0] * 2 // 3
+    assert below[height, middle].sum() < 0.2 and below[height, right].sum() > 2  # no error is black, a large one bright
 
 
 def test_a_misspelt_curve_is_an_input_error(tmp_path: Path):

@@ -103,6 +103,13 @@ def test_serve_listens_on_this_machine_only_unless_told(calls: list[dict[str, ob
     assert calls == [{"models": [], "backbones": [], "host": "127.0.0.1", "port": 7860}]
 
 
+def test_reconstruct_passes_its_arguments(calls: list[dict[str, object]], tmp_path: Path):
+    options = ["--method", "zero-filled", "pocs", "--acceleration", "4", "--calibration", "24", "--seed", "3"]
+    assert cli.main(["reconstruct", str(tmp_path), "out", *options, "--mask", "random"]) == 0
+    said = {"methods": ["zero-filled", "pocs"], "acceleration": 4.0, "mask": "random", "calibration": 24, "seed": 3}
+    assert calls == [{"input": tmp_path, "out": Path("out"), "partial_fourier": None, **said}]
+
+
 @pytest.mark.parametrize("port", ["0", "99999", "http"])
 def test_a_port_that_is_none_is_refused(port: str, calls: list[dict[str, object]]):
     with pytest.raises(SystemExit, match="2"):
@@ -120,6 +127,7 @@ def test_a_port_that_is_none_is_refused(port: str, calls: list[dict[str, object]
         ["serve", "--model", "{here}/absent"],
         ["serve", "--backbone", "{here}/absent"],
         ["adapter", "{here}/absent"],
+        ["reconstruct", "{here}/absent.h5", "out"],
     ],
 )
 def test_wrong_path_is_one_line(

@@ -18,6 +18,7 @@ from foundation.physics.kspace import (
     coil_maps,
     combine,
     crop,
+    crop_field_of_view,
     draw_mask,
     expand_mask,
     loop_field,
@@ -156,6 +157,27 @@ def test_sense_operator_against_its_adjoint(kind: str) -> None:
     torch.testing.assert_close(
         SenseOperator(maps, torch.ones(1, 1, 1, dtype=torch.bool), 3).normal(x), x, atol=1e-6, rtol=0
     )
+
+
+@pytest.mark.parametrize("shape", [(7, 9), (8, 9), (6, 10)])
+@pytest.mark.parametrize("sampled", ["nothing left out", "rows", "columns", "points"])
+def test_the_fast_normal_operator_is_adjoint_after_forward(shape: tuple[int, int], sampled: str) -> None:
+    """Even and odd axes, and every choice of axes that the mask depends on."""
+    size = {"nothing left out": (1, 1), "rows": (shape[0], 1), "columns": (1, shape[1]), "points": shape}[sampled]
+    mask = torch.ones(size, dtype=torch.bool)
+    mask.flatten()[1::3] = False
+    maps = random_complex(4, *shape, seed=2)
+    x = random_complex(3, *shape)
+    for operator in (SenseOperator(maps, mask), SenseOperator(maps, mask[None])):
+        torch.testing.assert_close(operator.normal(x), operator.adjoint(operator.forward(x)), rtol=1e-11, atol=1e-12)
+
+
+def test_the_fast_normal_operator_passes_gradients_on() -> None:
+    operator = SenseOperator(random_complex(4, 6, 5), torch.arange(5) % 2 == 0)
+    x = random_complex(6, 5).requires_grad_()
+    weight = random_complex(6, 5, seed=3)
+    (grad,) = torch.autograd.grad((operator.normal(x) * weight.conj()).real.sum(), x)
+    torch.testing.assert_close(grad, operator.normal(weight))  # it is its own adjoint
 
 
 def test_slices_are_a_batch_of_two_dimensional_acquisitions() -> None:
@@ -364,6 +386,17 @@ def test_crop_against_its_adjoint_and_padding(old: tuple[int, int], new: tuple[i
     assert inner(crop(x, new), y) == pytest.approx(inner(x, ratio * zero_pad(y, old)), rel=1e-10)
     torch.testing.assert_close(crop(zero_pad(y, old), new), y)
     torch.testing.assert_close(crop(x, old, taper=0.5), x)
+
+
+@pytest.mark.parametrize(("old", "new"), [(8, 4), (9, 4), (8, 5), (7, 7)])
+def test_cropping_the_field_of_view_cuts_the_image(old: int, new: int) -> None:
+    image = random_complex(2, old, 6)
+    cut = to_image(crop_field_of_view(to_kspace(image), new, -2))
+    torch.testing.assert_close(cut, image[:, old // 2 - new // 2 :][:, :new])
+    y = random_complex(2, new, 6, seed=1)
+    padded = torch.zeros_like(image)
+    padded[:, old // 2 - new // 2 :][:, :new] = to_image(y)
+    assert inner(crop_field_of_view(image, new, -2), y) == pytest.approx(inner(image, to_kspace(padded)), rel=1e-10)
 
 
 def test_crop_keeps_brightness_place_and_lowers_noise() -> None:

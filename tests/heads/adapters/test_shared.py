@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.baselines import dynunet
+from finetune.baselines import network
 from foundation.preprocess import Grid, PreparedStudy
 from foundation.tokens import Tokens
 from heads import parse_head
@@ -57,8 +57,8 @@ def counted(*modules: torch.nn.Module) -> Iterator[list[int]]:
 
 
 def test_together_equals_one_by_one(models: list[TaskModel], study: PreparedStudy) -> None:
-    baseline = dynunet(
-        parse_head({"kind": "segmentation", "structures": [{"value": 1, "name": "core", "paired": False}]})
+    baseline = network(
+        "dynunet", parse_head({"kind": "segmentation", "structures": [{"value": 1, "name": "core", "paired": False}]})
     )
     models = [baseline, *models]
     outputs = dict(outputs_of(models, study))
