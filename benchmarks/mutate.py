@@ -141,7 +141,9 @@ def mutate(resources: Sequence[Json], times: int, seed: int, *, show: bool = Fal
             except InputError:
                 tally.outcomes["InputError"] += 1
             except Exception:
-                tally.failures.append(f"file {first // PER_FILE}, seed {seed}: {traceback.format_exc(limit=-3)[-2000:]}")
+                tally.failures.append(
+                    f"file {first // PER_FILE}, seed {seed}: {traceback.format_exc(limit=-3)[-2000:]}"
+                )
             tally.slowest_s = max(tally.slowest_s, time.perf_counter() - began)
             bar.update(number)
     return tally

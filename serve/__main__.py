@@ -96,7 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     record.add_argument("--strict", action="store_true", help="take only resources that are valid FHIR")
     record.add_argument("--zone", metavar="NAME", help="where times without a zone were written, as Europe/Berlin")
-    record.add_argument("--study", dest="study_uid", metavar="UID", help="the index study; says what may be known when it is read")
+    record.add_argument(
+        "--study", dest="study_uid", metavar="UID", help="the index study; says what may be known when it is read"
+    )
     record.add_argument("--at", metavar="TIME", help="when it began, if the record does not say")
     record.add_argument("--landmark", metavar="NAME=TIME", help="a later moment to look from, as surgery=2020-05-07")
     record.add_argument("--audit", type=Path, metavar="FILE", help="write what was kept and left out, and why, as JSON")
