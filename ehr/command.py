@@ -110,16 +110,14 @@ def _states(events: Iterable[Event]) -> dict[str, int]:
 def _admitted(
     records: Records, study_uid: str | None, at: str | None, landmark: str | None, zone: str | None
 ) -> list[Admitted]:
-    """Every patient at the index; of a named study only who has it, unless there is one patient, or a time."""
+    """Every patient at a given time; of a named study who has it, or the only one."""
     name, equals, stamp = (landmark or "").partition("=")
     if landmark and not (equals and name and stamp):
         raise InputError("a landmark is NAME=TIME", got="something else", remedy="For example surgery=2020-05-07.")
     declared = (name, stamp) if landmark else None
-    having = [
-        record
-        for record in records.values()
-        if at or any(f"uid:{study_uid}" in one.keys for one in record.studies) or len(records) == 1
-    ]
+    having = list(records.values())
+    if study_uid and len(having) > 1:
+        having = [one for one in having if any(f"uid:{study_uid}" in study.keys for study in one.studies)]
     if not having:
         remedy = "Give its StudyInstanceUID as the record spells it, or the time with --at."
         raise InputError("the study is in one of the records", got="in none", remedy=remedy, file=records.source)

@@ -148,7 +148,8 @@ def tabulate(
     change from the one before, days since, and whether there is any (0 or 1); then for every code how often it occurs in
     each window before the index, and days since the last. A count is never NaN: nothing recorded is a count of 0.
     """
-    analytes = [code for code in vocabulary.codes if code.startswith("ANALYTE|")]
+    # Values of different analytes, which any of them falls back to, are not one column.
+    analytes = [code for code in vocabulary.codes if code.startswith("ANALYTE|") and code != "ANALYTE|*"]
     codes = [code for code in vocabulary.codes[UNKNOWN + 1 :] if not code.startswith("PATIENT|")]
     names = ["age_years", "is_male", "is_female"]
     for code in analytes:

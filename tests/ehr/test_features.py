@@ -131,6 +131,18 @@ def test_no_patient_and_no_event_is_an_empty_sequence(read: Callable[..., dict[s
     assert sequence_of(admitted(one), Vocabulary()).tobytes() == RecordSequence.empty().tobytes()
 
 
+def test_values_of_different_analytes_are_never_one_column(record: MakeRecord):
+    rare = [
+        observation(str(number), code=concept(code), valueQuantity={"value": 10, "unit": "U/L"})
+        for number, code in enumerate(("1742-6", "1920-8"))
+    ]
+    one = admitted(record(SCAN, *rare))
+    few = Vocabulary.fit([one], min_patients=1).model_copy(update={"codes": (*Vocabulary().codes, "ANALYTE|*")})
+    table = tabulate([one], few)
+    assert table.column("ANALYTE|* in all").tolist() == [2.0]
+    assert not [name for name in table.names if name.endswith("last")]
+
+
 def test_the_table_against_a_naive_count(record: MakeRecord):
     """The same columns, counted again from the resources themselves."""
     days = ["2015-01-01", "2019-08-01", "2020-04-20", "2020-05-02"]
