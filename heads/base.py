@@ -142,7 +142,7 @@ class Head(nn.Module):
     is_dense: bool
     draws: bool = False
     looks_once: bool = True
-    main_score: ClassVar[str | None] = None
+    main_score: str | None = None
     calibration: Calibration | None = None
 
     @property

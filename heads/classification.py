@@ -48,11 +48,10 @@ class Config(KindConfig):
 
 
 class Head(StudyHead):
-    main_score = "right"
-
     def __init__(self, encoder: EncoderConfig, config: Config):
         super().__init__(encoder, config, num_outputs=len(config.classes), dropout=config.dropout)
         self.config = config
+        self.main_score = None if config.target is None else "right"
         prior = torch.zeros(len(config.classes)) if config.target is None else log_shares([0.0] * len(config.classes))
         self.prior: Tensor
         self.register_buffer("prior", prior)  # log shares of the classes, log odds of labels
@@ -151,8 +150,10 @@ class Head(StudyHead):
         said = torch.tensor([[case[f"says {name}"] for name in names] for case in cases])
         truth = torch.tensor([int(case["truth"]) for case in cases])
         there = truth.unique()
-        one_against_rest = [binary_auroc(probabilities[:, index], (truth == index).long()) for index in there.tolist()]
-        auroc = float(torch.stack(one_against_rest).mean()) if len(there) > 1 else float("nan")
+        auroc = float("nan")
+        if len(there) > 1:
+            each = [binary_auroc(probabilities[:, index], (truth == index).long()) for index in there.tolist()]
+            auroc = float(torch.stack(each).mean())
         recalls = multiclass_accuracy(said, truth, len(names), average="none")
         return {"auroc": auroc, "balanced accuracy": float(recalls[there].mean())}
 

@@ -119,11 +119,11 @@ class Probe:
             labels = patches_of(torch.from_numpy(classes), bag)
         return ProbeCase(bag, None if target is None else int(target), labels)  # pyright: ignore[reportArgumentType]
 
-    @torch.no_grad()
     def enough(self, records: Sequence[Record]) -> bool:
         """A probe watches; it ends nothing."""
         return False
 
+    @torch.no_grad()
     def measure(self, objective: nn.Module) -> dict[str, float]:
         """Figures by name, each `probe/...`, of an objective's encoder, which stays as it is."""
         encoder = objective.encoder

@@ -57,6 +57,7 @@ def examples() -> dict[str, dict[str, Any]]:
 
 
 EXAMPLES = examples()
+CLASSES = {"target": "large", "classes": ["small core", "large core"]}
 
 
 def make(kind: str, **changes: object) -> TaskModel:
@@ -190,12 +191,12 @@ def test_a_calibration_is_kept_applied_and_said(studies: list, tmp_path: Path) -
             name="test",
             caution=None,
             encoder=ENCODER,
-            head=parse_head({"kind": "classification", **EXAMPLES["classification"]}),
+            head=parse_head(EXAMPLES["classification"] | CLASSES),
             spacing_mm=SPACING,
             scope=Scope.of([prepared]),
             calibration=calibration,
         )
-        save_task(tmp_path / "task", make("classification"), config, card="# test\n", provenance={})
+        save_task(tmp_path / "task", make("classification", **CLASSES), config, card="# test\n", provenance={})
         model, again, _ = load_task(tmp_path / "task")
         assert again == config
         output = model.output_of(prepared)
@@ -239,7 +240,7 @@ def test_the_stem_is_told_each_series_contrast(studies: list) -> None:
 
 
 def test_a_class_that_does_not_exist_is_an_input_error(studies: list) -> None:
-    model = make("classification", target="large", classes=["small core", "large core"])
+    model = make("classification", **CLASSES)
     for wrong in (7, "enormous core", True):
         with pytest.raises(InputError, match="class by name or index"):
             model(StudyBatch.of([StudySample.of(studies[0][0], None, {"large": wrong})], dense=False))

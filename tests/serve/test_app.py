@@ -66,8 +66,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     encoder = EncoderConfig(depth=1)
     task = TaskModel.build(Encoder(encoder), head)
     with torch.no_grad():
-        task.head.answer.weight.zero_()
-        task.head.answer.bias.copy_(torch.tensor([0.0, 1.0]))
+        task.head.classify.weight.zero_()
+        task.head.classify.bias.copy_(torch.tensor([0.0, 1.0]))
     scope = Scope(contrasts=("T1w",), smallest_extent_mm=(100.0,) * 3, largest_extent_mm=(250.0,) * 3)
     config = TaskConfig(name="all", caution=None, encoder=encoder, head=head, spacing_mm=(8.0,) * 3, scope=scope)
     folder = tmp_path_factory.mktemp("models") / "all"
@@ -196,7 +196,7 @@ def test_an_address_in_use_is_an_input_error():
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=str(port)):
-            launch([], "127.0.0.1", port)
+            launch([], [], "127.0.0.1", port)
 
 
 # ------------------------------------------------------------------------------------------------ in a browser
