@@ -20,7 +20,7 @@ from pathlib import Path
 from finetune.samples import read_labelled
 from finetune.trust.fit import calibrate, calibration_words, has_truth
 from finetune.trust.leaks import find_leaks, find_near
-from finetune.trust.ood import Reference
+from finetune.trust.ood import MOST_STUDIES, Reference
 from foundation.checkpoint import read_about
 from foundation.errors import InputError
 from foundation.files import write_folder_aside
@@ -89,7 +89,7 @@ def _reference(
         return None
     collection = read_manifest(path)
     rows = [row for row in collection.rows if row.subject in set(provenance.get("trained_on", ()))]
-    return [prepare_study(read_study(row, collection.root), spacing_mm) for row in rows] or None
+    return [prepare_study(read_study(row, collection.root), spacing_mm) for row in rows[:MOST_STUDIES]] or None
 
 
 if __name__ == "__main__":

@@ -49,8 +49,8 @@ class Scanner:
 SCANNERS = (
     Scanner("1.5 T", "usual", 1.5, "Siemens"),
     Scanner("3 T", "usual", 3.0, "GE"),
-    Scanner("0.55 T, shifted", "shifted", 0.55, "Philips"),
-    Scanner("7 T, shifted", "shifted", 7.0, "Siemens"),
+    Scanner("0.55 T (shifted)", "shifted", 0.55, "Philips"),
+    Scanner("7 T (shifted)", "shifted", 7.0, "Siemens"),
 )
 
 
@@ -72,7 +72,7 @@ class AgreementReport(Config):
     def lines(self) -> list[str]:
         lines = [f"ICC(2,1) of {self.subjects}"]
         for scanners, found in self.among.items():
-            lines += [f"among {scanners}:", *(f"  {one.name:28s} {one.icc}" for one in found)]
+            lines += [f"among {scanners}:", *(f"  {one.name:34s} {one.icc}" for one in found)]
         if self.variance_by_scanner is not None:
             lines.append(f"variance of the features between scanners: {self.variance_by_scanner:.0%}")
         return lines

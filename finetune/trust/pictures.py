@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
 from finetune.trust.abstention import AbstentionReport
 from finetune.trust.agreement import AgreementReport
@@ -24,7 +25,7 @@ BLUE, ORANGE = COLOURS[4], COLOURS[5]
 
 def plot_calibration(path: Path, report: CalibrationReport) -> None:
     """Reliability diagrams: how often right against how sure, before and after; the area of a dot is the share of the bin."""
-    figure = Figure(figsize=(7.4, 3.9), layout="constrained")
+    figure = Figure(figsize=(7.4, 4.3), layout="constrained")
     pairs = (
         ("as the model says", report.bins_before, report.before),
         ("after scaling", report.bins_after, report.after),
@@ -34,7 +35,8 @@ def plot_calibration(path: Path, report: CalibrationReport) -> None:
         axes.set_title(f"{title}: ECE {quality.ece.value:.3f}, ACE {quality.ace:.3f}", fontsize=9)
         axes.set_xlabel("confidence")
         _plain(axes)
-    figure.axes[0].set_ylabel(f"share right, of {report.what}", fontsize=9)
+    figure.axes[0].set_ylabel("share right")
+    figure.suptitle(report.what.capitalize(), fontsize=10)
     save_png(path, figure)
 
 
@@ -77,13 +79,16 @@ def plot_failures(path: Path, report: FailureReport) -> None:
 
 
 def plot_agreement(path: Path, report: AgreementReport) -> None:
-    names = {tuple(found): scanners for scanners, found in report.among.items()}
-    rows = {
-        f"{one.name} ({scanners})": one.icc
-        for place in zip(*names, strict=True)
-        for one, scanners in zip(place, names.values(), strict=True)
-    }
-    _plot_estimates(path, rows, "ICC(2,1)")
+    """One line for each thing measured, a colour for each group of scanners."""
+    names = [one.name for one in next(iter(report.among.values()))]
+    figure = Figure(figsize=(7.4, 1.2 + 0.34 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    for number, (scanners, found) in enumerate(report.among.items()):
+        for place, one in enumerate(found):
+            _plot_estimate(axes, place + 0.3 * number, one.icc, COLOURS[4 + number], scanners if place == 0 else None)
+    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    _finish(axes, names, f"ICC(2,1) of {report.subjects}")
+    save_png(path, figure)
 
 
 def plot_corruption(path: Path, report: CorruptionReport) -> None:
@@ -118,7 +123,9 @@ def plot_ood(path: Path, report: OodReport) -> None:
     axes.axvline(report.threshold, color="0.4", linestyle="--", linewidth=1)
     axes.set_yticks(range(len(report.sets)), [one.name for one in report.sets], fontsize=8)
     axes.set_ylim(len(report.sets) - 0.5, -0.5)
-    axes.set_xscale("log")
+    axes.set_xscale("log", subs=[2, 3, 5])
+    for formatted in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        formatted(StrMethodFormatter("{x:g}"))
     axes.set_xlabel("distance from the training studies (dashed: threshold)")
     _plain(axes)
     save_png(path, figure)
@@ -131,20 +138,28 @@ def _plot_estimates(
     figure = Figure(figsize=(7.4, 0.8 + 0.28 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for place, estimate in enumerate(rows.values()):
-        if estimate.value is None:
-            continue
-        if estimate.low is not None and estimate.high is not None:
-            axes.plot([estimate.low, estimate.high], [place, place], color=BLUE, linewidth=2.5, solid_capstyle="round")
-        axes.scatter([estimate.value], [place], s=36, color=BLUE, edgecolors="white", zorder=3)
-    axes.set_yticks(range(len(rows)), list(rows), fontsize=8)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
+        _plot_estimate(axes, place, estimate, BLUE)
     if limits is not None:
         axes.set_xlim(*limits)
+    _finish(axes, list(rows), label)
+    save_png(path, figure)
+
+
+def _plot_estimate(axes: Axes, place: float, estimate: Estimate, colour: str, label: str | None = None) -> None:
+    if estimate.value is None:
+        return
+    if estimate.low is not None and estimate.high is not None:
+        axes.plot([estimate.low, estimate.high], [place, place], color=colour, linewidth=2.5, solid_capstyle="round")
+    axes.scatter([estimate.value], [place], s=36, color=colour, edgecolors="white", zorder=3, label=label)
+
+
+def _finish(axes: Axes, names: Sequence[str], label: str) -> None:
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel(label)
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
     _plain(axes)
-    save_png(path, figure)
 
 
 def _plain(axes: Axes) -> None:
