@@ -13,6 +13,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from threading import Lock
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -99,11 +100,11 @@ def _steps(encoder: Encoder) -> tuple[_Step, ...]:
     return tuple(steps)
 
 
-def _attention(block: nn.Module) -> Callable[[OnTheWay], Tensor]:
+def _attention(block: Any) -> Callable[[OnTheWay], Tensor]:
     return lambda way: way.x + block.gamma_1 * block.attn(block.norm1(way.x), rope=way.rotation, attn_mask=way.mask)
 
 
-def _mlp(block: nn.Module) -> Callable[[OnTheWay], Tensor]:
+def _mlp(block: Any) -> Callable[[OnTheWay], Tensor]:
     return lambda way: way.x + block.gamma_2 * block.mlp(block.norm2(way.x))
 
 
