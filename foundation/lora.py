@@ -160,8 +160,10 @@ class _MixedLinear(nn.Module):
         self.register_buffer("b", b)
 
     def forward(self, x: Float[Tensor, "rows sequence num_in"]) -> Float[Tensor, "rows sequence num_out"]:
-        index = self._rows.index
-        return torch.baddbmm(self.base(x), torch.bmm(x, self.a[index]), self.b[index])
+        index, y = self._rows.index, self.base(x)
+        low = torch.bmm(x, self.a[index])
+        # Into y itself: a new result of its size would cost as much memory traffic as the low-rank maps cost arithmetic.
+        return y.baddbmm_(low.to(y.dtype), self.b[index].to(y.dtype))
 
 
 class _MixedNorm(nn.Module):
