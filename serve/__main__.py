@@ -25,7 +25,7 @@ COMMANDS = {
     "cohort": "ehr.command:cohort_command",
     "record": "ehr.command:record_command",
     "prepare": "foundation.store.command:prepare_command",
-    "reconstruct": "foundation.reconstruction.command:reconstruct_command",
+    "reconstruct": "heads.reconstruction.command:reconstruct_command",
     "doctor": "serve.doctor:main",
 }
 
@@ -184,6 +184,14 @@ def _parser() -> argparse.ArgumentParser:
     reconstruct.add_argument("--calibration", type=int, metavar="N", help="lines in the middle that are all kept")
     reconstruct.add_argument("--partial-fourier", type=float, metavar="F", help="keep only this part, from one end")
     reconstruct.add_argument("--seed", type=int, default=0, help="of the mask (default: %(default)s)")
+    reconstruct.add_argument("--model", type=Path, metavar="DIR", help="a learned method besides, as 'learned'")
+    reconstruct.add_argument(
+        "--denoise",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="what it does about noise, 0 to 1 (default: %(default)s)",
+    )
 
     command("doctor", "say what this machine has and how to mend what is wrong; writes nothing")
     return parser

@@ -1,4 +1,4 @@
-"""The `larmor reconstruct` command: raw data to images, after leaving out samples of a complete scan if asked to.
+"""What `larmor reconstruct` does: raw data to images, after leaving out samples of a complete scan if asked to.
 
 OUT/cg-sense.nii.gz, ...   the magnitude image of each method, where the file says so in its place in the patient
 OUT/metrics.json           what was reconstructed, and how far each image is from the reference where there is one
@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,8 @@ from foundation.reading.raw import read_raw
 from foundation.reconstruction.methods import check_method, reconstruct
 from foundation.reconstruction.metrics import errors
 from foundation.study import Series, known_numbers
+
+Solve = Callable[[RawData], Float[Tensor, "slices rows columns"]]
 
 STORED = "stored"
 CALIBRATED_SHARE = 0.32  # of what is kept: fastMRI's 8 % of the lines at acceleration 4 and 4 % at 8
@@ -92,11 +96,13 @@ def reconstruct_command(
     calibration: int | None = None,
     partial_fourier: int | float | None = None,
     seed: int = 0,
+    more: Mapping[str, Solve] = MappingProxyType({}),
 ) -> None:
+    """`more` are methods by name besides those of `methods`: whole scans to magnitude images."""
     for method in methods:
         check_method(method)
     raw = read_raw(input)
-    result = compare(raw, methods, Undersampling(acceleration, mask, calibration, partial_fourier, seed))
+    result = compare(raw, methods, Undersampling(acceleration, mask, calibration, partial_fourier, seed), more)
     write_result(out, raw, result, about={"file": input.name})
     print(result.words(raw))
     print(f"wrote {out}")
@@ -137,13 +143,18 @@ class Comparison:
         return "\n".join(lines)
 
 
-def compare(raw: RawData, methods: Sequence[str], undersampling: Undersampling) -> Comparison:
+def compare(
+    raw: RawData,
+    methods: Sequence[str],
+    undersampling: Undersampling,
+    more: Mapping[str, Solve] = MappingProxyType({}),
+) -> Comparison:
     """Reconstruct by each of `methods`; the reference is the file's own, or the root sum of squares of a complete scan."""
     used = raw.keep(undersampling.draw(raw)) if undersampling else raw
     images, seconds = {}, {}
-    for method in methods:
+    for method, solve in {**{name: partial(reconstruct, method=name) for name in methods}, **more}.items():
         began = time.perf_counter()
-        images[method] = raw.shown(reconstruct(used, method))
+        images[method] = raw.shown(solve(used))
         seconds[method] = time.perf_counter() - began
     reference, reference_is = None, None
     if raw.target is not None:

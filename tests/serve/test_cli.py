@@ -107,7 +107,9 @@ def test_reconstruct_passes_its_arguments(calls: list[dict[str, object]], tmp_pa
     options = ["--method", "zero-filled", "pocs", "--acceleration", "4", "--calibration", "24", "--seed", "3"]
     assert cli.main(["reconstruct", str(tmp_path), "out", *options, "--mask", "random"]) == 0
     said = {"methods": ["zero-filled", "pocs"], "acceleration": 4.0, "mask": "random", "calibration": 24, "seed": 3}
-    assert calls == [{"input": tmp_path, "out": Path("out"), "partial_fourier": None, **said}]
+    assert calls == [
+        {"input": tmp_path, "out": Path("out"), "partial_fourier": None, "model": None, "denoise": 1.0, **said}
+    ]
 
 
 @pytest.mark.parametrize("port", ["0", "99999", "http"])

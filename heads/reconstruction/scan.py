@@ -1,0 +1,100 @@
+"""What the network is given of a scan: its samples, what the coils see, and a few numbers about how it was made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Complex, Float
+from torch import Tensor
+
+from foundation.physics.kspace import SenseOperator, combine, to_image
+from foundation.physics.sensitivities import calibration_box, espirit_maps
+from foundation.preprocess import Grid
+from foundation.raw import RawData
+from foundation.study import CONTRASTS, contrast_index
+from foundation.tokens import Tokens, tokenise
+
+CONTEXT_SIZE = 5 + len(
+    CONTRASTS
+)  # acceleration, calibration, whether the noise is known and which, denoising; contrast
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The slices of one scan. Everything is divided by `scale`, so that images are of order one.
+
+    `tokens` are of the zero-filled image, a bag for each slice, where an encoder is to look at it. `target` is there in
+    training.
+    """
+
+    kspace: Complex[Tensor, "slices coils rows columns"]
+    mask: Bool[Tensor, "#slices 1 #rows #columns"]
+    maps: Complex[Tensor, "slices coils rows columns"]
+    context: Float[Tensor, "numbers"]
+    scale: float
+    tokens: Tokens | None = None
+    target: Float[Tensor, "slices rows columns"] | None = None
+
+    @property
+    def operator(self) -> SenseOperator:
+        return SenseOperator(self.maps, self.mask)
+
+    def to(self, device: torch.device | str) -> Scan:
+        return replace(
+            self,
+            kspace=self.kspace.to(device),
+            mask=self.mask.to(device),
+            maps=self.maps.to(device),
+            context=self.context.to(device),
+            tokens=None if self.tokens is None else self.tokens.to(device),
+            target=None if self.target is None else self.target.to(device),
+        )
+
+    @classmethod
+    def of(
+        cls, raw: RawData, *, denoise: int | float = 1.0, contrast: str = "unknown", with_tokens: bool = False
+    ) -> Scan:
+        """Sensitivities come from the calibration lines that the mask has, in training as in use."""
+        raw = raw.whitened()
+        masks = raw.mask.expand(len(raw.kspace), -1, *raw.shape)[:, 0]
+        boxes = [calibration_box(mask) for mask in masks]
+        peak = raw.kspace.abs().max()
+        maps = torch.stack([espirit_maps(one / peak, box) for one, box in zip(raw.kspace, boxes)])
+        zero_filled = SenseOperator(maps, raw.mask).adjoint(raw.kspace)
+        scale = float(zero_filled.abs().max())
+        lines = boxes[0][raw.phase_axes[-1]]
+        context = torch.zeros(CONTEXT_SIZE)
+        context[0] = math.log2(raw.acceleration)
+        context[1] = 10 * (lines.stop - lines.start) / raw.shape[raw.phase_axes[-1]]
+        if raw.sigma:
+            context[2], context[3] = 1.0, math.log10(raw.sigma / scale) + 2
+        context[4] = denoise
+        context[5 + contrast_index(contrast)] = 1
+        tokens = _tokens(zero_filled.abs() / scale, raw, contrast) if with_tokens else None
+        return cls(raw.kspace / scale, raw.mask, maps, context, scale, tokens)
+
+    def aiming_at(self, complete: RawData) -> Scan:
+        """With the image to make: as much of the way from the noisy complete scan to its clean image as is asked for."""
+        assert complete.target is not None
+        noisy = combine(to_image(complete.kspace), self.maps, axis=1).abs()
+        share = float(self.context[4])
+        return replace(self, target=((1 - share) * noisy + share * complete.target) / self.scale)
+
+
+def _tokens(images: Float[Tensor, "slices rows columns"], raw: RawData, contrast: str) -> Tokens:
+    """Every patch of every slice, air too, in the order of the patches: eight voxels across the slice are that slice."""
+    affine = np.eye(4) if raw.affine is None else raw.affine
+    bags = [
+        tokenise(
+            (one[..., None] - 0.5) / 0.25,
+            torch.ones(*one.shape, 1, dtype=torch.bool),
+            Grid((*raw.shape, 1), affine),
+            contrast,  # pyright: ignore[reportArgumentType]
+            raw.acquisition,
+        )
+        for one in images
+    ]
+    return Tokens.collate(bags)
