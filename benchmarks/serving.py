@@ -42,7 +42,7 @@ from heads.base import StudyBatch, StudySample, TaskModel
 from heads.segmentation import LabelMapHead
 
 ENCODER = EncoderConfig.of_size("small")
-SHAPE = (64, 64, 48)  # 384 tokens, as a head of 190 x 190 x 140 mm at 3 mm has without its air, or two at 4 mm
+SHAPE = (64, 64, 48)  # 384 tokens
 RANK = 16
 NUM_TASKS = 6
 NUM_MIXED = 4

@@ -296,7 +296,7 @@ def build_app(models: Sequence[Path], backbones: Sequence[Path] = ()) -> gr.Bloc
     return page.queue(max_size=MAX_WAITING, api_open=False)
 
 
-def launch(models: Sequence[Path], backbones: Sequence[Path], host: str, port: int) -> None:
+def launch(models: Sequence[Path], host: str, port: int, backbones: Sequence[Path] = ()) -> None:
     """The `larmor serve` command: the page until it is interrupted, and nothing of anybody's images after that."""
     try:
         socket.create_server((host, port)).close()

@@ -196,7 +196,7 @@ def test_an_address_in_use_is_an_input_error():
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=str(port)):
-            launch([], [], "127.0.0.1", port)
+            launch([], "127.0.0.1", port)
 
 
 # ------------------------------------------------------------------------------------------------ in a browser
