@@ -145,7 +145,7 @@ def _plot_estimates(
     save_png(path, figure)
 
 
-def _plot_estimate(axes: Axes, place: float, estimate: Estimate, colour: str, label: str | None = None) -> None:
+def _plot_estimate(axes: Axes, place: float | int, estimate: Estimate, colour: str, label: str | None = None) -> None:
     if estimate.value is None:
         return
     if estimate.low is not None and estimate.high is not None:
