@@ -5,9 +5,10 @@ pretrained on synthetic T1w heads made from the label maps: by masked autoencodi
 with all three.
 
 - `ixi`: ten structures of the whole head at 4 mm, fitted on 3 and on 5 real heads from each of them and from nothing.
-- `hippocampus`: its two parts at 1 mm, fitted on 5 real crops from nothing and from free truth in small boxes around it.
+- `hippocampus`: its two parts at 1 mm, fitted on 5, 10 and 20 real crops from nothing and from free truth in small boxes around it.
 
-In both, what free truth knows before it has seen any real image or label is scored too. Stopped, it continues.
+In both, what free truth knows before it has seen any real image or label is scored too, and how well a linear map from each
+start's frozen features tells the structures of a token's voxels. Stopped, it continues.
 """
 
 from __future__ import annotations
@@ -19,24 +20,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from examples.hippocampus import write_hippocampus_manifest
-from examples.ixi import write_ixi_manifest
+from examples.ixi import REGIONS, write_ixi_manifest
 from finetune.compare import Contender, compare
 from finetune.config import FinetuneConfig
 from finetune.evaluate import Interval, bootstrap, evaluate_studies, save_evaluation
+from finetune.run import encoder_of
 from finetune.samples import read_labelled
 from foundation.cohort.materials import STRUCTURES
 from foundation.config import load_config
+from foundation.encoder import Encoder, EncoderConfig
 from foundation.files import write_aside
 from foundation.reading.collection import read_manifest, write_manifest
 from foundation.reading.nifti import read_labels, read_nifti, write_labels
 from heads.base import load_task
 from pretrain.__main__ import pretrain
 from pretrain.config import PretrainConfig
+from pretrain.probe import Probe, ProbeConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 TERMS = {
+    "free truth": ("free_truth",),
     "masked": ("masked_autoencoding",),
     "masked, study term": ("masked_autoencoding", "agreement"),
     "masked, free truth": ("masked_autoencoding", "free_truth"),
@@ -45,29 +51,48 @@ TERMS = {
 Spacing = tuple[float, float, float]
 Rows = dict[str, str | None]  # what is compared, and the folder of a start that was not made here
 
-BEST = "masked, free truth"
 ROWS = ("none", "none, three times the steps")
 LONGER = 3  # from nothing a network is also given three times the steps
 
 
 @dataclass(frozen=True)
 class Boxes:
-    """What pretraining looks at and for how long: the cohort, its boxes' sizes, and where free truth looks."""
+    """What pretraining looks at and for how long: the cohort, its boxes' sizes, and what free truth tells apart, where.
 
+    `best` is the objective whose start is scored before it has seen anything real.
+    """
+
+    best: str
     subjects: int
     steps: int
+    batch_size: int
     finest_mm: float
     spacing_mm: tuple[float, float]
+    voxels: int
+    structures: tuple[str, ...]
     near: tuple[str, ...] = ()
     crop: dict[str, Any] = field(default_factory=dict)
 
 
-HEADS = Boxes(subjects=40, steps=300, finest_mm=2.0, spacing_mm=(3.0, 4.5))
+HEADS = Boxes(
+    best="masked, free truth",
+    subjects=40,
+    steps=400,
+    batch_size=2,
+    finest_mm=2.0,
+    spacing_mm=(3.0, 4.5),
+    voxels=56,
+    structures=tuple(REGIONS),
+)
 HIPPOCAMPI = Boxes(
-    subjects=10,
-    steps=300,
+    best="free truth",
+    subjects=12,
+    steps=800,
+    batch_size=4,
     finest_mm=1.0,
     spacing_mm=(0.8, 1.3),
+    voxels=40,
+    structures=("hippocampus", "cerebral cortex", "cerebral white matter", "lateral ventricle"),
     near=("hippocampus",),
     crop={"voxels": 48, "spacing_mm": (0.8, 1.4), "max_tokens": 160, "max_targets": 96},
 )
@@ -79,7 +104,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/objectives"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tasks", nargs="+", choices=("ixi", "hippocampus"), default=["ixi", "hippocampus"])
-    parser.add_argument("--labels", type=int, nargs="+", help="instead of 3 and 5 on IXI, 5 on hippocampi")
+    parser.add_argument("--labels", type=int, nargs="+", help="instead of 3 and 5 on IXI, 5, 10 and 20 on hippocampi")
     parser.add_argument("--also", nargs="+", default=[], metavar="NAME=FOLDER", help="other starts for IXI")
     parser.add_argument("--rows", nargs="+", choices=[*ROWS, *TERMS], help="only these")
     parser.add_argument(
@@ -130,10 +155,11 @@ def ixi(data: Path, folder: Path, seeds: list[int], labels: list[int] | None, ro
         *(Contender(name, {"recipe": "full", "encoder": str(start)}) for name, start in starts.items()),
     ]
     contenders = [one for one in contenders if one.title in rows]
-    names = [structure.name for structure in config.head.structures]  # pyright: ignore[reportAttributeAccessIssue]
-    best = BEST if BEST in starts else list(starts)[-1]
-    without = without_real_labels(manifest, names, config.data.spacing_mm, starts[best], folder / "no-real-label")
-    return tables(config, contenders, without, folder, seeds, labels or [3, 5], note)
+    best = HEADS.best if HEADS.best in starts else list(starts)[-1]
+    spacing_mm = config.data.spacing_mm
+    without = without_real_labels(manifest, list(REGIONS), spacing_mm, starts[best], folder / "no-real-label")
+    frozen = linear_on_frozen(manifest, list(REGIONS), spacing_mm, starts)
+    return tables(config, contenders, f"{without}\n\n{frozen}", folder, seeds, labels or [3, 5], note)
 
 
 def hippocampus(data: Path, folder: Path, seeds: list[int], labels: list[int] | None, rows: Rows) -> str:
@@ -141,7 +167,9 @@ def hippocampus(data: Path, folder: Path, seeds: list[int], labels: list[int] | 
         "Hippocampus, Medical Segmentation Decathlon task 4 (CC BY-SA 4.0). Pretrained on boxes around the hippocampi of "
         f"{HIPPOCAMPI.subjects} synthetic T1w heads made from six label maps."
     )
-    start = pretrained(BEST, HIPPOCAMPI, data, folder)
+    starts = {
+        name: pretrained(name, HIPPOCAMPI, data, folder) for name in {HIPPOCAMPI.best: None} | rows if name in TERMS
+    }
     manifest = write_hippocampus_manifest(data / "msd_task04_hippocampus", folder / "data" / "manifest.jsonl")
     steps = 250
     config = load_config(
@@ -151,26 +179,26 @@ def hippocampus(data: Path, folder: Path, seeds: list[int], labels: list[int] | 
     )
     contenders = [
         Contender(ROWS[0], {"recipe": "scratch"}),
-        Contender(BEST, {"recipe": "full", "encoder": str(start)}),
+        *(Contender(name, {"recipe": "full", "encoder": str(start)}) for name, start in starts.items()),
     ]
     contenders = [one for one in contenders if one.title in rows]
-    without = without_real_labels(
-        _both_parts_as_one(manifest), ["hippocampus"], config.data.spacing_mm, start, folder / "no-real-label"
-    )
-    return tables(config, contenders, without, folder, seeds, labels or [5], note)
+    whole, spacing_mm = _both_parts_as_one(manifest), config.data.spacing_mm
+    without = without_real_labels(whole, ["hippocampus"], spacing_mm, starts[HIPPOCAMPI.best], folder / "no-real-label")
+    frozen = linear_on_frozen(whole, ["hippocampus"], spacing_mm, starts)
+    return tables(config, contenders, f"{without}\n\n{frozen}", folder, seeds, labels or [5, 10, 20], note)
 
 
 def tables(
     config: FinetuneConfig,
     contenders: list[Contender],
-    without: Interval,
+    before: str,
     folder: Path,
     seeds: list[int],
     labels: list[int],
     note: str,
 ) -> str:
-    """What the best start knows without a real label, and one comparison for each number of labels."""
-    parts = [f"No real image or label: Dice {without}"]
+    """What is known `before` anything is fitted, and one comparison for each number of labels."""
+    parts = [f"No real image or label: Dice {before}"]
     for num_labels in labels:
         asked = config.model_copy(update={"data": config.data.model_copy(update={"num_labels": num_labels})})
         found = compare(asked, contenders, folder / f"labels-{num_labels}", seeds=seeds, note=note)
@@ -192,6 +220,25 @@ def without_real_labels(manifest: Path, names: list[str], spacing_mm: Spacing, s
     return figures["dice"]
 
 
+def linear_on_frozen(manifest: Path, names: list[str], spacing_mm: Spacing, starts: dict[str, Path]) -> str:
+    """A table of what a linear map from each start's frozen token features knows, beside random weights; see `Probe`."""
+    probe = Probe(
+        ProbeConfig(
+            manifest=manifest,
+            split="test",
+            spacing_mm=spacing_mm,
+            structures=tuple(STRUCTURES[name] for name in names),
+        )
+    )
+    torch.manual_seed(0)
+    encoders = {"random weights": Encoder(EncoderConfig.of_size("tiny"))}
+    encoders |= {name: encoder_of(start) for name, start in starts.items()}
+    lines = ["| frozen features of | linear Dice |", "|---|---|"]
+    for name, encoder in encoders.items():
+        lines.append(f"| {name} | {probe.figures_of(encoder)['probe/dice']:.3f} |")
+    return "\n".join(lines)
+
+
 def pretrained(name: str, boxes: Boxes, data: Path, folder: Path) -> Path:
     """The start that an objective leaves: with the dense path where it learnt one, otherwise the encoder alone."""
     run = folder / "pretrained" / name.replace(", ", "-").replace(" ", "-")
@@ -206,17 +253,24 @@ def pretrained(name: str, boxes: Boxes, data: Path, folder: Path) -> Path:
             "missing_series": 0.0,
             "anatomy": str(data / "synthseg_label_maps"),
         }
-        truth = {"cohort": cohort, "voxels": 56, "spacing_mm": list(boxes.spacing_mm), "near": list(boxes.near)}
+        truth = {
+            "cohort": cohort,
+            "voxels": boxes.voxels,
+            "spacing_mm": list(boxes.spacing_mm),
+            "near": list(boxes.near),
+            "structures": list(boxes.structures),
+        }
         terms = [{"kind": kind, **(truth if kind == "free_truth" else {})} for kind in TERMS[name]]
         overrides = [
             f"folder={run}",
-            f"cohort={cohort}",
+            # Free truth alone draws its own patients.
+            f"cohort={cohort if TERMS[name] != ('free_truth',) else 'null'}",
             f"objective.terms={terms}",
             f"objective.weights={ {'agreement': 0.1} if 'agreement' in TERMS[name] else {} }",
             *(f"crop.{key}={list(value) if isinstance(value, tuple) else value}" for key, value in boxes.crop.items()),
             # Masked boxes are cheap: without free truth there are six times as many, in less time.
             f"training.steps={boxes.steps if is_free else boxes.steps * 3 // 2}",
-            f"training.batch_size={2 if is_free else 8}",
+            f"training.batch_size={boxes.batch_size if is_free else 4 * boxes.batch_size}",
         ]
         pretrain(load_config(PretrainConfig, CONFIGS / "pretrain" / "mixture.yaml", overrides))
     return start

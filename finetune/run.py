@@ -173,7 +173,7 @@ def make_model(config: FinetuneConfig) -> TaskModel:
     if config.recipe in NETWORKS:
         return network(config.recipe, config.head)
     if config.recipe in FITTED:
-        return baseline(config.recipe, config.head, None if config.encoder is None else _encoder_of(config.encoder))
+        return baseline(config.recipe, config.head, None if config.encoder is None else encoder_of(config.encoder))
     if config.recipe == "scratch":
         return TaskModel.build(Encoder(EncoderConfig.of_size(config.size, drop_path=config.drop_path)), config.head)
     if config.encoder is None:
@@ -184,7 +184,7 @@ def make_model(config: FinetuneConfig) -> TaskModel:
         )
     kind = read_about(config.encoder)["kind"]
     if kind == "encoder":
-        return TaskModel.build(_encoder_of(config.encoder), config.head)
+        return TaskModel.build(encoder_of(config.encoder), config.head)
     if kind == "adapter" and config.recipe in ("frozen", "lora"):
         raise InputError(
             "an adapter is fitted on whole weights",
@@ -199,7 +199,7 @@ def make_model(config: FinetuneConfig) -> TaskModel:
     return model
 
 
-def _encoder_of(folder: Path) -> Encoder:
+def encoder_of(folder: Path) -> Encoder:
     """The encoder of a model folder, or of a task's."""
     if read_about(folder)["kind"] == "encoder":
         return Encoder.load(folder)

@@ -123,11 +123,14 @@ class Probe:
         """A probe watches; it ends nothing."""
         return False
 
-    @torch.no_grad()
     def measure(self, objective: nn.Module) -> dict[str, float]:
-        """Figures by name, each `probe/...`, of an objective's encoder, which stays as it is."""
-        encoder = objective.encoder
-        assert isinstance(encoder, Encoder)
+        """As `figures_of`, of the encoder that is learning."""
+        assert isinstance(objective.encoder, Encoder)
+        return self.figures_of(objective.encoder)
+
+    @torch.no_grad()
+    def figures_of(self, encoder: Encoder) -> dict[str, float]:
+        """Figures by name, each `probe/...`; the encoder stays as it is."""
         was_training = encoder.training
         encoder.eval()
         device = next(encoder.parameters()).device

@@ -50,7 +50,8 @@ class Config(ObjectiveConfig):
 
     A box is `voxels` along each edge at a spacing log-uniform in `spacing_mm`, or the whole head where that is smaller; the
     cohort's own spacing should not be coarser than the finest. Small boxes are best kept `near` the structures that a task
-    will ask for. `maps_weight` is that of the tissue parameters.
+    will ask for. Of the cohort's labels `structures` are told apart and the rest is background: the fewer, the sooner the small
+    ones are learnt. `maps_weight` is that of the tissue parameters.
     """
 
     kind: Literal["free_truth"] = "free_truth"
@@ -61,15 +62,14 @@ class Config(ObjectiveConfig):
     bottleneck: int = 128
     maps_weight: float = 0.2
     near: tuple[str, ...] = ()
+    structures: Annotated[tuple[str, ...], Field(min_length=1)] = tuple(STRUCTURES)
 
-    @field_validator("near")
+    @field_validator("near", "structures")
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
             if name not in STRUCTURES:
-                raise ValueError(
-                    f"a box is near structures of the cohort, not {name!r}; {did_you_mean(name, STRUCTURES)}"
-                )
+                raise ValueError(f"{name!r} is no structure of the cohort; {did_you_mean(name, STRUCTURES)}")
         return names
 
     @property
@@ -105,7 +105,7 @@ class Objective(base.Objective):
         super().__init__(encoder, config)
         self.config = config
         self.head_config = segmentation.Config(
-            structures=structures(), channels=config.channels, bottleneck=config.bottleneck
+            structures=structures(config.structures), channels=config.channels, bottleneck=config.bottleneck
         )
         self.head = segmentation.Head(encoder.config, self.head_config)
         self.to_maps = nn.Conv3d(config.channels[0], len(MAPS), kernel_size=1)
@@ -155,15 +155,15 @@ class Objective(base.Objective):
             return axial_plane(volume[:x, :y].float().numpy(), z // 2)
 
         path = folder / "structures.png"
-        plot_labels(path, plane(image), {"truth": plane(truth), "said": plane(guess)}, num_classes=1 + len(STRUCTURES))
+        num_classes = 1 + len(self.config.structures)
+        plot_labels(path, plane(image), {"truth": plane(truth), "said": plane(guess)}, num_classes=num_classes)
         return [path]
 
 
-def structures() -> tuple[Structure, ...]:
-    """Everything that the cohort labels, as a segmentation head asks for it."""
+def structures(names: Sequence[str] = tuple(STRUCTURES)) -> tuple[Structure, ...]:
+    """What the cohort labels by these names, as a segmentation head asks for it."""
     return tuple(
-        Structure(value=value, name=name, paired=name in PAIRED, abnormal=name in LESIONS)
-        for name, value in STRUCTURES.items()
+        Structure(value=STRUCTURES[name], name=name, paired=name in PAIRED, abnormal=name in LESIONS) for name in names
     )
 
 

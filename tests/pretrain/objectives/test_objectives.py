@@ -340,6 +340,24 @@ def test_small_boxes_are_near_what_is_asked_for(studies: FiledStudies) -> None:
         parse_objective(settings | {"near": ["hipocampus"]})
 
 
+def test_structures_that_are_not_told_apart_are_background(studies: FiledStudies) -> None:
+    settings = FREE_TRUTH | {"voxels": 48, "spacing_mm": [4.0, 4.0], "cohort": SMALL_COHORT | {"contrasts": ["T1w"]}}
+    told_apart = ["cerebellum", "cerebral white matter"]
+
+    def labels_with(**change: list[str]) -> torch.Tensor:
+        config = parse_objective(settings | change)
+        head = objective_module("free_truth").Objective(make("free_truth").encoder, config).head
+        labels = objective_module("free_truth").TruthStudies(config, head)[Draw(0, 3)].study.labels
+        assert labels is not None
+        return labels
+
+    every, some = labels_with(), labels_with(structures=told_apart)
+    expected = torch.zeros_like(every)
+    for index, name in enumerate(told_apart, start=1):
+        expected[every == 1 + list(STRUCTURES).index(name)] = index
+    assert torch.equal(some, expected) and set(some.unique().tolist()) == {0, 1, 2}
+
+
 def test_pretraining_has_exactly_one_source() -> None:
     for values in ({}, {"manifest": "a.jsonl", "cohort": {}}):
         with pytest.raises(InputError, match="one source"):
