@@ -135,14 +135,15 @@ class Head(nn.Module):
 
     `is_dense` heads learn from label maps, get voxels beside tokens, and more of the encoder learns for them
     (`finetune/adapters.py`). Heads that `draw` give a label map with their reading, in values that their config's `structures`
-    name. `main_score` is the entry of `score_case` that says how good a case is, larger being better. Without a `calibration`
-    scores stay what they are.
+    name. `main_score` is the entry of `score_case` that says how good a case is, larger being better. `num_questions` is how many
+    temperatures its `calibration` has; without one scores stay what they are.
     """
 
     is_dense: bool
     draws: bool = False
     looks_once: bool = True
     main_score: str | None = None
+    num_questions: int = 1
     calibration: Calibration | None = None
 
     @property

@@ -52,6 +52,7 @@ class Head(StudyHead):
         super().__init__(encoder, config, num_outputs=len(config.classes), dropout=config.dropout)
         self.config = config
         self.main_score = None if config.target is None else "right"
+        self.num_questions = len(config.classes) if config.target is None else 1
         prior = torch.zeros(len(config.classes)) if config.target is None else log_shares([0.0] * len(config.classes))
         self.prior: Tensor
         self.register_buffer("prior", prior)  # log shares of the classes, log odds of labels

@@ -46,20 +46,21 @@ class Bin(Config):
 
 
 class CalibrationReport(Config):
-    """`fitted_on` says where the temperature comes from; with one per fold `temperature` is their mean."""
+    """`fitted_on` says where the temperatures come from; with some per fold `temperatures` are their means."""
 
     what: str
     fitted_on: str
-    temperature: float
+    temperatures: tuple[float, ...]
     before: Quality
     after: Quality
     bins_before: tuple[Bin, ...]
     bins_after: tuple[Bin, ...]
 
     def lines(self) -> list[str]:
-        limit = " (the limit: these scores say next to nothing)" if self.temperature > 0.95 * RANGE[1] else ""
+        limit = " (the limit: these scores say next to nothing)" if max(self.temperatures) > 0.95 * RANGE[1] else ""
+        temperatures = ", ".join(f"{one:.2f}" for one in self.temperatures)
         return [
-            f"temperature {self.temperature:.2f}{limit}, fitted on {self.fitted_on}; of {self.what}:",
+            f"temperature {temperatures}{limit}, fitted on {self.fitted_on}; of {self.what}:",
             *(
                 f"{name:22s} before {getattr(self.before, name)}   after {getattr(self.after, name)}"
                 for name in ("ece", "nll")
@@ -71,24 +72,15 @@ class CalibrationReport(Config):
 # ------------------------------------------------------------------------------------------------ fitting
 
 
-def fit_temperature(scored: Scored) -> float:
-    """The temperature at which the true classes are likeliest, classes excluding each other; between 0.05 and 20."""
-    return _likeliest(lambda t: float(nn.functional.cross_entropy(scored.scores / t, scored.truth)))
+def fit_temperatures(scored: Scored, num_questions: int) -> tuple[float, ...]:
+    """Of each question the temperature at which its true classes are likeliest, between 0.05 and 20; 1 where no truth is known."""
 
-
-def fit_label_temperatures(
-    scores: Float[Tensor, "samples labels"], truth: Int[Tensor, "samples labels"]
-) -> tuple[float, ...]:
-    """The same for labels that do not exclude each other, each with a temperature of its own; -1 is a truth not known."""
-
-    def fit(score: Tensor, true: Tensor) -> float:
-        known = true >= 0
-        score, true = score[known], true[known].to(scores.dtype)
-        if not len(true):
+    def fit(one: Scored) -> float:
+        if not len(one.truth):
             return 1.0
-        return _likeliest(lambda t: float(nn.functional.binary_cross_entropy_with_logits(score / t, true)))
+        return _likeliest(lambda t: float(nn.functional.cross_entropy(one.scores / t, one.truth)))
 
-    return tuple(fit(score, true) for score, true in zip(scores.T, truth.T, strict=True))
+    return tuple(fit(scored.to_question(index)) for index in range(num_questions))
 
 
 def _likeliest(loss: Callable[[float], float]) -> float:
@@ -97,34 +89,38 @@ def _likeliest(loss: Callable[[float], float]) -> float:
     return float(np.exp(found.x))  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def fit_calibration(seen: Sequence[Seen], *, dense: bool, source: str) -> Calibration | None:
+def fit_calibration(seen: Sequence[Seen], *, num_questions: int = 1, dense: bool, source: str) -> Calibration | None:
     """What a task folder keeps; None with too few studies, or for heads without classes. `source` words where they come from."""
     scored = scored_of(seen)
-    if scored is None or len(seen) < (FEWEST_HEADS if dense else FEWEST_STUDIES):
+    if scored is None or len(scored) < (FEWEST_HEADS if dense else FEWEST_STUDIES):
         return None
-    temperature = fit_temperature(Scored.pool(scored))
+    pooled = Scored.pool(scored)
+    temperatures = fit_temperatures(pooled, num_questions)
     return Calibration(
-        temperatures=(temperature,),
-        fitted_on=f"{len(seen)} {source}",
-        num_studies=len(seen),
-        errors=errors_of(seen, temperature),
+        temperatures=temperatures,
+        fitted_on=f"{len(scored)} {source}",
+        num_studies=len(scored),
+        errors=errors_of(seen, temperatures),
     )
 
 
 def scored_of(seen: Sequence[Seen]) -> list[Scored] | None:
-    """None where there are no cases, or no scores of classes."""
-    scored = [one.scored for one in seen if one.scored is not None]
-    return scored if scored and len(scored) == len(seen) else None
+    """Of the cases whose truth is known; None where there are none, or no scores of classes."""
+    scored = [one.scored for one in seen if one.scored is not None and len(one.scored.truth)]
+    return scored or None
 
 
-def errors_of(seen: Sequence[Seen], temperature: float) -> dict[str, tuple[float, ...]]:
-    """How wrong the model was on each case, in ascending order, under the names that `Calibration` explains."""
+def errors_of(seen: Sequence[Seen], temperatures: tuple[float, ...]) -> dict[str, tuple[float, ...]]:
+    """How wrong the model was on each case, in ascending order, under the names that `Calibration` explains; none of labels that
+    do not exclude each other, of which there are no sets."""
     volumes = [one.volumes_ml for one in seen if one.volumes_ml is not None]
     if volumes:
         pairs = {name: [one[name] for one in volumes] for name in volumes[0]}
         return {name: tuple(sorted(abs(found - true) for found, true in cases)) for name, cases in pairs.items()}
+    if len(temperatures) > 1:
+        return {}
     pooled = Scored.pool(one.scored for one in seen if one.scored is not None)
-    true = pooled.probabilities(temperature).gather(1, pooled.truth[:, None])
+    true = pooled.probabilities(temperatures).gather(1, pooled.truth[:, None])
     return {"class": tuple(sorted((1 - true[:, 0]).tolist()))}
 
 
@@ -145,19 +141,20 @@ def measure_calibration(seen: Sequence[Seen], stored: Calibration | None, *, den
     if scored is None:
         return "this kind of head gives no probabilities of classes"
     if stored is not None:
-        temperatures, fitted_on = [stored.temperatures[0]] * len(seen), stored.fitted_on
+        temperatures, fitted_on = [stored.temperatures] * len(scored), stored.fitted_on
     else:
         fewest = FOLDS if dense else FEWEST_STUDIES
-        if len(seen) < fewest:
-            return f"the model folder holds none, and {len(seen)} cases are too few to fit one (at least {fewest})"
+        if len(scored) < fewest:
+            return f"the model folder holds none, and {len(scored)} cases are too few to fit one (at least {fewest})"
         temperatures = _from_other_folds(scored)
         fitted_on = f"other evaluated cases, in {FOLDS} folds: the model folder holds no calibration"
-    before = [Told(one.probabilities(), one.truth) for one in scored]
+    ones = (1.0,) * len(temperatures[0])
+    before = [Told(one.probabilities(ones), one.truth) for one in scored]
     after = [Told(one.probabilities(t), one.truth) for one, t in zip(scored, temperatures, strict=True)]
     return CalibrationReport(
-        what="voxels in and near what the model outlines" if dense else "studies",
+        what="voxels in and near what the model outlines" if dense else "studies" if len(ones) == 1 else "labels",
         fitted_on=fitted_on,
-        temperature=float(np.mean(temperatures)),
+        temperatures=tuple(np.mean(temperatures, axis=0).tolist()),
         before=_quality(before),
         after=_quality(after),
         bins_before=reliability(before),
@@ -165,10 +162,11 @@ def measure_calibration(seen: Sequence[Seen], stored: Calibration | None, *, den
     )
 
 
-def _from_other_folds(scored: Sequence[Scored]) -> list[float]:
+def _from_other_folds(scored: Sequence[Scored]) -> list[tuple[float, ...]]:
+    num_questions = Scored.pool(scored).num_questions
     fold = np.random.default_rng(0).permutation(len(scored)) % FOLDS
     others = (Scored.pool(one for one, f in zip(scored, fold, strict=True) if f != k) for k in range(FOLDS))
-    fitted = [fit_temperature(pooled) for pooled in others]
+    fitted = [fit_temperatures(pooled, num_questions) for pooled in others]
     return [fitted[k] for k in fold]
 
 

@@ -166,8 +166,8 @@ def measure_conformal(
     if scored is None:
         return "this kind of head gives neither classes nor volumes"
     stored = {} if calibration is None else calibration.errors
-    if not stored and len(seen) < 4:
-        return f"the model folder holds no calibration, and {len(seen)} cases are too few to halve"
+    if not stored and len(scored) < 4:
+        return f"the model folder holds no calibration, and {len(scored)} cases are too few to halve"
     sets, intervals = None, ()
     volumes = [one.volumes_ml for one in seen if one.volumes_ml is not None]
     if volumes:
@@ -178,11 +178,13 @@ def measure_conformal(
         )
     else:
         told = Scored.pool(scored)
-        probabilities = told.probabilities(1.0 if calibration is None else calibration.temperatures[0])
+        if told.num_questions > 1:
+            return "sets are of classes that exclude each other, and these labels do not"
+        probabilities = told.probabilities((1.0,) if calibration is None else calibration.temperatures)
         sets = measure_sets(probabilities, told.truth, classes, stored.get("class", ()), alpha)
     return ConformalReport(
         alpha=alpha,
-        calibrated_on=calibration.fitted_on if calibration and stored else f"half of the {len(seen)} evaluated cases",
+        calibrated_on=calibration.fitted_on if calibration and stored else f"half of the {len(scored)} evaluated cases",
         is_by_construction=not stored,
         sets=sets,
         intervals=intervals,

@@ -44,8 +44,9 @@ def calibrate(model: TaskModel, studies: Sequence[LabelledStudy], *, source: str
         output = model.output_of(study.prepared)
         # `case` is what a score would need; a calibration needs none.
         seen.append(look_back(model.head, study, output, {}, seed=number))
-    model.head.calibration = fit_calibration(seen, dense=model.head.is_dense, source=source) if seen else None
-    return model.head.calibration
+    head = model.head
+    head.calibration = fit_calibration(seen, num_questions=head.num_questions, dense=head.is_dense, source=source)
+    return head.calibration
 
 
 def calibration_words(calibration: Calibration | None) -> str:

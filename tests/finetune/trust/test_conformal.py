@@ -27,7 +27,7 @@ def drawn(num: int, seed: int, shift: float = 0.0) -> list[Seen]:
     scores = 2 * torch.randn(num, 3, generator=generator)
     truth = torch.multinomial(scores.softmax(dim=1), 1, generator=generator)
     scores = scores + shift * torch.randn(num, 3, generator=generator)
-    return [Seen(f"{i}", {}, Scored(scores[i : i + 1], truth[i])) for i in range(num)]
+    return [Seen(f"{i}", {}, Scored.of_one(scores[i : i + 1], truth[i])) for i in range(num)]
 
 
 @pytest.mark.parametrize("num", [5, 9, 10, 19, 57])
@@ -67,7 +67,7 @@ def test_intervals_of_plain_arrays() -> None:
 def test_sets_are_measured_as_by_counting() -> None:
     cases = drawn(50, 5)
     scored = Scored.pool(one.scored for one in cases if one.scored is not None)
-    probabilities, truth = scored.probabilities(), scored.truth
+    probabilities, truth = scored.probabilities((1.0,)), scored.truth
     report = measure_sets(probabilities, truth, CLASSES, [0.1, 0.2, 0.5, 0.6, 0.65, 0.66, 0.7, 0.75, 0.8], alpha=0.2)
     sets = [{k for k in range(3) if 1 - float(p[k]) <= 0.75} for p in probabilities]
     hits = [int(true) in one for one, true in zip(sets, truth)]
