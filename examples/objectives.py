@@ -71,6 +71,7 @@ class Boxes:
     voxels: int
     structures: tuple[str, ...]
     near: tuple[str, ...] = ()
+    gamma: float = 1.0
     crop: dict[str, Any] = field(default_factory=dict)
 
 
@@ -87,13 +88,14 @@ HEADS = Boxes(
 HIPPOCAMPI = Boxes(
     best="free truth",
     subjects=12,
-    steps=800,
+    steps=1500,
     batch_size=4,
     finest_mm=1.0,
     spacing_mm=(0.8, 1.3),
     voxels=40,
     structures=("hippocampus", "cerebral cortex", "cerebral white matter", "lateral ventricle"),
     near=("hippocampus",),
+    gamma=2.5,  # the real crops have more contrast than synthetic heads
     crop={"voxels": 48, "spacing_mm": (0.8, 1.4), "max_tokens": 160, "max_targets": 96},
 )
 
@@ -259,6 +261,7 @@ def pretrained(name: str, boxes: Boxes, data: Path, folder: Path) -> Path:
             "spacing_mm": list(boxes.spacing_mm),
             "near": list(boxes.near),
             "structures": list(boxes.structures),
+            "gamma": boxes.gamma,
         }
         terms = [{"kind": kind, **(truth if kind == "free_truth" else {})} for kind in TERMS[name]]
         overrides = [

@@ -1,14 +1,16 @@
-"""The main job on real MRI: `make real DATA=FOLDER`.
+"""The main job on real MRI, from few labels: `make real DATA=FOLDER`.
 
-FOLDER holds `msd_task04_hippocampus` (images/, labels/; Medical Segmentation Decathlon task 4), `ixi_2mm_dlmuse` (t1/,
-dlmuse/), `synthseg_label_maps` (whole-head label maps), and any whole-head series to read. Nothing is downloaded.
+FOLDER holds `msd_task04_hippocampus`, `ixi_2mm_dlmuse`, `tcga_lgg_buda`, `synthseg_label_maps`, and any whole-head series to read
+(examples/hippocampus.py, ixi.py and tumour.py say what is in them). Nothing is downloaded. Each part is one grid of recipes, label
+counts and seeds with its baselines, `larmor fewshot` as a function:
 
-1. Pretrains on the hippocampus images without labels and fits them with 20 labels in five ways and with three seeds.
-2. Fits ten structures of the whole head on synthetic heads made from the label maps, once of random contrast and once T1w, and
-   scores both on the IXI heads: no real image and no real label was learnt from.
-3. Fits the hippocampus with 10 labels, starting from the first of these or from scratch. Reads a whole head with the second.
+- `hippocampus`: its two parts at 1 mm, from free truth on synthetic boxes around it or from nothing.
+- `heads`: ten structures of the whole head at 4 mm, from synthetic heads or from nothing; before that, what synthetic heads
+  alone are worth on real ones, without a real label, and a reading of a whole head by that model.
+- `age`: brain age of the same heads.
+- `tumour`: the abnormality of lower-grade gliomas, eight studies in all.
 
-Stopped, it continues.
+The whole grid takes many hours on two cores; `--only`, `--labels`, `--rows` and `--seeds` take parts of it. Stopped, it continues.
 """
 
 from __future__ import annotations
@@ -16,26 +18,39 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from examples.hippocampus import write_hippocampus_manifest
 from examples.ixi import write_ixi_manifest
-from finetune.compare import Comparison, Contender, compare
-from finetune.config import FinetuneConfig
+from examples.objectives import HIPPOCAMPI, pretrained
+from examples.tumour import write_tumour_manifest
+from finetune.config import FinetuneConfig, Recipe
 from finetune.evaluate import evaluate_to_folder
+from finetune.fewshot import fewshot
 from finetune.run import finetune
-from foundation.cohort.patient import Appearance, CohortConfig
+from foundation.cohort.patient import CohortConfig
 from foundation.cohort.writing import write_cohort
 from foundation.config import load_config
 from foundation.errors import InputError
-from pretrain.__main__ import pretrain
-from pretrain.config import PretrainConfig
 from serve.pipeline import read_to_folder
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 NUM_SYNTHETIC = 120
-BASELINE_STEPS = 1.5  # DynUNet trains for this many times our steps, so that it has at least our wall time
+Counts = Sequence[int | None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A grid: the config that it varies, with what differs here, the label counts, and a note below its table."""
+
+    config: str
+    overrides: Callable[[Path, Path], list[str]]  # of the data and of the part's folder
+    counts: Counts
+    rows: tuple[Recipe, ...]
+    note: str
 
 
 def main() -> int:
@@ -43,28 +58,27 @@ def main() -> int:
     parser.add_argument("data", type=Path, metavar="FOLDER")
     parser.add_argument("--folder", type=Path, default=Path("runs/real"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", choices=("hippocampus", "heads"), help="one of the two parts")
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--labels", type=int, nargs="+", help="instead of the part's own; 0 is all of them")
+    parser.add_argument("--rows", nargs="+", choices=get_args(Recipe), help="instead of the part's own")
     parser.add_argument(
         "--read", type=Path, default=Path("niivue_sample_heads/T1_head_ext2.nii.gz"), help="a series in FOLDER"
     )
     arguments = parser.parse_args()
     began = time.perf_counter()
     try:
-        for name in ("msd_task04_hippocampus", "ixi_2mm_dlmuse", "synthseg_label_maps"):
-            if not (arguments.data / name).is_dir():
-                raise InputError(
-                    "the data is there", got=f"no {name}", remedy="See examples/real.py.", file=arguments.data
-                )
-        if arguments.only != "heads":
-            source = arguments.data / "msd_task04_hippocampus"
-            table = hippocampus_table(source, arguments.folder, arguments.seeds)
-            print(f"\n{table.table()}\n")
-        if arguments.only != "hippocampus":
-            random = whole_heads(arguments.data, arguments.folder / "heads", "random")
-            t1w = whole_heads(arguments.data, arguments.folder / "heads-t1w", "physics")
-            source = arguments.data / "msd_task04_hippocampus"
-            print(f"\n{transfer_table(source, random, arguments.folder / 'transfer', arguments.seeds).table()}\n")
-            read_to_folder(arguments.data / arguments.read, arguments.folder / "reading", [t1w])
+        for name in arguments.only:
+            part, folder = PARTS[name], arguments.folder / name
+            config = load_config(
+                FinetuneConfig,
+                CONFIGS / "finetune" / part.config,
+                [f"folder={folder}", *part.overrides(arguments.data, arguments.folder)],
+            )
+            counts = part.counts if arguments.labels is None else [count or None for count in arguments.labels]
+            print(f"\n{fewshot(config, counts, arguments.seeds, rows=arguments.rows or part.rows, note=part.note)}\n")
+        if "heads" in arguments.only:
+            model = synthetic_heads(arguments.data, arguments.folder)
+            read_to_folder(arguments.data / arguments.read, arguments.folder / "reading", [model])
     except InputError as error:
         print(f"real: {error}", file=sys.stderr)
         return 2
@@ -72,56 +86,82 @@ def main() -> int:
     return 0
 
 
-def hippocampus_table(source: Path, folder: Path, seeds: Sequence[int]) -> Comparison:
-    """20 labels, 60 test cases: the five rows."""
-    manifest = write_hippocampus_manifest(source, folder / "hippocampus" / "manifest.jsonl")
-    here = [f"manifest={manifest}", f"folder={folder / 'hippocampus' / 'pretrain'}"]
-    encoder = pretrain(load_config(PretrainConfig, CONFIGS / "pretrain" / "hippocampus.yaml", here))
-    config = load_config(
-        FinetuneConfig, CONFIGS / "finetune" / "hippocampus.yaml", [f"data.manifest={manifest}", f"encoder={encoder}"]
-    )
-    longer = round(BASELINE_STEPS * config.training.steps)
-    contenders = [
-        Contender("pretrained, LoRA recipe"),
-        Contender("pretrained, all weights", {"recipe": "full"}),
-        Contender("pretrained, frozen", {"recipe": "frozen"}),
-        Contender("from scratch", {"recipe": "scratch"}),
-        Contender("DynUNet from scratch", {"recipe": "dynunet", "training.steps": longer}),
+def hippocampus(data: Path, folder: Path) -> list[str]:
+    manifest = write_hippocampus_manifest(data / "msd_task04_hippocampus", folder / "hippocampus" / "manifest.jsonl")
+    start = pretrained("free truth", HIPPOCAMPI, data, folder / "hippocampus")
+    return [f"data.manifest={manifest}", f"encoder={start}", "training.steps=250", "training.ema_decay=0.98"]
+
+
+def heads(data: Path, folder: Path) -> list[str]:
+    manifest = write_ixi_manifest(data / "ixi_2mm_dlmuse", folder / "ixi" / "manifest.jsonl", train_every=3)
+    return [
+        f"data.manifest={manifest}",
+        f"encoder={synthetic_heads(data, folder)}",
+        "data.spacing_mm=[4.0,4.0,4.0]",
+        "training.steps=120",
+        "training.warmup_steps=20",
+        "training.ema_decay=0.98",
     ]
-    note = "Hippocampus, Medical Segmentation Decathlon task 4 (CC BY-SA 4.0); Dice is the mean of both structures."
-    return compare(config, contenders, folder / "hippocampus", seeds=seeds, note=note)
 
 
-def whole_heads(data: Path, folder: Path, appearance: Appearance) -> Path:
-    """Learn from synthetic heads, be scored on real ones (a silver standard: DLMUSE's labels); return the model folder."""
-    cohort = CohortConfig(
-        anatomy=data / "synthseg_label_maps",
-        appearance=appearance,
-        contrasts=("random",) if appearance == "random" else ("T1w",),
-        splits={"train": 0.9, "test": 0.1},
-    )
-    manifest = write_cohort(folder / "cohort", cohort, NUM_SYNTHETIC)
-    model = folder / "model"
+def age(data: Path, folder: Path) -> list[str]:
+    manifest = write_ixi_manifest(data / "ixi_2mm_dlmuse", folder / "ixi-halves" / "manifest.jsonl", train_every=2)
+    return [f"data.manifest={manifest}", f"encoder={synthetic_heads(data, folder)}", "training.steps=150"]
+
+
+def tumour(data: Path, folder: Path) -> list[str]:
+    manifest = write_tumour_manifest(data / "tcga_lgg_buda", folder / "tumour" / "manifest.jsonl")
+    return [f"data.manifest={manifest}", f"encoder={synthetic_heads(data, folder)}"]
+
+
+def synthetic_heads(data: Path, folder: Path) -> Path:
+    """Ten structures learnt from synthetic T1w heads alone, scored on all IXI heads; the model's folder."""
+    here = folder / "heads-t1w"
+    model = here / "model"
     if not (model / "config.json").is_file():
-        overrides = [f"data.manifest={manifest}", f"folder={folder}"]
+        cohort = CohortConfig(
+            anatomy=data / "synthseg_label_maps", contrasts=("T1w",), splits={"train": 0.9, "test": 0.1}
+        )
+        manifest = write_cohort(here / "cohort", cohort, NUM_SYNTHETIC)
+        overrides = [f"data.manifest={manifest}", f"folder={here}"]
         finetune(load_config(FinetuneConfig, CONFIGS / "finetune" / "brain-structures.yaml", overrides))
-    ixi = write_ixi_manifest(data / "ixi_2mm_dlmuse", folder / "ixi" / "manifest.jsonl")
-    print(f"\nTen structures of real heads, without a real label (synthetic heads, {appearance} appearance):")
-    evaluate_to_folder("brain-structures", ixi, folder / "real", model=model, split="test")
+    if not (here / "real" / "metrics.json").is_file():
+        ixi = write_ixi_manifest(data / "ixi_2mm_dlmuse", here / "ixi" / "manifest.jsonl")
+        print("\nTen structures of real heads, without a real label:")
+        evaluate_to_folder("brain-structures", ixi, here / "real", model=model, split="test")
     return model
 
 
-def transfer_table(source: Path, start: Path, folder: Path, seeds: Sequence[int]) -> Comparison:
-    """10 labels, 60 test cases: does a model that saw only synthetic heads help with real ones?"""
-    manifest = write_hippocampus_manifest(source, folder / "manifest.jsonl")
-    overrides = [f"data.manifest={manifest}", f"encoder={start}", "data.num_labels=10", "training.steps=600"]
-    config = load_config(FinetuneConfig, CONFIGS / "finetune" / "hippocampus.yaml", overrides)
-    contenders = [
-        Contender("from scratch", {"recipe": "scratch"}),
-        Contender("from synthetic heads, all weights", {"recipe": "full"}),
-    ]
-    note = "Hippocampus, 10 labels. The start: encoder, stem and decoder fitted on synthetic heads of random contrast at 2 mm."
-    return compare(config, contenders, folder, seeds=seeds, note=note)
+PARTS = {
+    "hippocampus": Part(
+        "hippocampus.yaml",
+        hippocampus,
+        (5, 10, 20, 50, None),
+        ("scratch", "full", "lora", "frozen", "dynunet", "linear", "atlas"),
+        "Medical Segmentation Decathlon task 4 (CC BY-SA 4.0); the start has seen synthetic heads only.",
+    ),
+    "heads": Part(
+        "brain-structures.yaml",
+        heads,
+        (3, 5),
+        ("scratch", "full", "lora", "frozen", "dynunet", "linear", "atlas"),
+        "IXI (CC BY-SA 3.0), DLMUSE's automatic labels: a silver standard; the start has seen synthetic heads only.",
+    ),
+    "age": Part(
+        "brain-age.yaml",
+        age,
+        (5, None),
+        ("majority", "scratch", "full", "lora", "linear", "densenet"),
+        "IXI (CC BY-SA 3.0), half of 30 heads.",
+    ),
+    "tumour": Part(
+        "tumour.yaml",
+        tumour,
+        (None,),
+        ("scratch", "full", "lora", "dynunet", "threshold"),
+        "TCGA-LGG as outlined by Buda et al. (CC BY-NC-SA 4.0), in voxels: no spacing survived.",
+    ),
+}
 
 
 if __name__ == "__main__":

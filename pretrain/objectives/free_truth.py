@@ -9,7 +9,7 @@ the cohort's structures as it is, and any segmentation task can start from it (`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -51,7 +51,8 @@ class Config(ObjectiveConfig):
     A box is `voxels` along each edge at a spacing log-uniform in `spacing_mm`, or the whole head where that is smaller; the
     cohort's own spacing should not be coarser than the finest. Small boxes are best kept `near` the structures that a task
     will ask for. Of the cohort's labels `structures` are told apart and the rest is background: the fewer, the sooner the small
-    ones are learnt. `maps_weight` is that of the tissue parameters.
+    ones are learnt. Intensities are raised to a power log-uniform between 1 / `gamma` and `gamma`: scanners' contrast differs
+    more than that of our sequences. `maps_weight` is that of the tissue parameters.
     """
 
     kind: Literal["free_truth"] = "free_truth"
@@ -63,6 +64,7 @@ class Config(ObjectiveConfig):
     maps_weight: float = 0.2
     near: tuple[str, ...] = ()
     structures: Annotated[tuple[str, ...], Field(min_length=1)] = tuple(STRUCTURES)
+    gamma: Annotated[float, Field(ge=1)] = 1.0
 
     @field_validator("near", "structures")
     @classmethod
@@ -186,6 +188,9 @@ class TruthStudies:
         scans = scan_again(part, tissues, config.cohort, fold(draw.seed, 32) % 2**31)
         study = Study(anatomy.subject.name, tuple(scan.series for scan in scans))
         prepared = prepare_study(study, spacing_mm.tolist())
+        powers = config.gamma ** rng.uniform(-1, 1, len(prepared.voxels))
+        voxels = [_to_the_power(*one) for one in zip(prepared.voxels, prepared.body, powers, strict=True)]
+        prepared = replace(prepared, voxels=np.stack(voxels))
         # Not the first series' own labels, which are as thick as its slices.
         labels = self.head.classes_of(labels_on(part, prepared.grid.shape, prepared.grid.affine))
         maps = [
@@ -220,6 +225,18 @@ def _box(anatomy: Anatomy, edge_mm: np.ndarray, near: Sequence[str], rng: np.ran
     first = np.clip(centre - (rng.random(3) * size).astype(int), 0, np.asarray(anatomy.shape) - size)
     x, y, z = (slice(int(a), int(a + n)) for a, n in zip(first, size, strict=True))
     return x, y, z
+
+
+def _to_the_power(
+    voxels: Float[np.ndarray, "x y z"], body: Bool[np.ndarray, "x y z"], power: float
+) -> Float[np.ndarray, "x y z"]:
+    """Of intensities between the darkest and the brightest; mean 0 and standard deviation 1 in the body again."""
+    low, high = voxels.min(), voxels.max()
+    if power == 1 or low == high or not body.any():
+        return voxels
+    bent = ((voxels - low) / (high - low)) ** power
+    inside = bent[body]
+    return ((bent - inside.mean()) / max(inside.std(), 1e-6)).astype(np.float32)
 
 
 def _pad(values: Tensor, shape: Sequence[int]) -> Tensor:

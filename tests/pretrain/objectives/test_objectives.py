@@ -340,6 +340,23 @@ def test_small_boxes_are_near_what_is_asked_for(studies: FiledStudies) -> None:
         parse_objective(settings | {"near": ["hipocampus"]})
 
 
+def test_a_power_bends_contrast_and_nothing_else(studies: FiledStudies) -> None:
+    settings = FREE_TRUTH | {"voxels": 48, "spacing_mm": [4.0, 4.0], "cohort": SMALL_COHORT | {"contrasts": ["T1w"]}}
+    head = make("free_truth").head
+    plain, bent = (
+        objective_module("free_truth")
+        .TruthStudies(parse_objective(settings | {"gamma": gamma}), head)[Draw(0, 5)]
+        .study
+        for gamma in (1.0, 3.0)
+    )
+    assert torch.equal(plain.labels, bent.labels) and torch.equal(plain.body, bent.body)
+    one, other = plain.voxels.flatten(), bent.voxels.flatten()
+    order = one.argsort()
+    assert (other[order].diff() >= 0).all() and not torch.allclose(one, other, atol=0.1)
+    inside = bent.voxels[bent.body]
+    assert inside.mean().abs() < 1e-4 and abs(inside.std() - 1) < 1e-3
+
+
 def test_structures_that_are_not_told_apart_are_background(studies: FiledStudies) -> None:
     settings = FREE_TRUTH | {"voxels": 48, "spacing_mm": [4.0, 4.0], "cohort": SMALL_COHORT | {"contrasts": ["T1w"]}}
     told_apart = ["cerebellum", "cerebral white matter"]
