@@ -171,6 +171,12 @@ def save_reading(result: StudyReading, out: Path) -> None:
                     table.writerow(
                         (finding.name, finding.side, finding.source, piece.number, round(piece.volume_ml, 4), *place)
                     )
+        if result.study.reference.source is not None:
+            from serve.dicom_out import dicom_objects  # highdicom takes its time, and NIfTI needs none of it
+
+            for name, dataset in dicom_objects(result).items():
+                (folder / name).parent.mkdir(exist_ok=True)
+                dataset.save_as(folder / name)
         (folder / "report.md").write_text(render_markdown(result.reading, result.draft, pictures), encoding="utf-8")
         (folder / "report.html").write_text(render_html(result.reading, result.draft, pictures), encoding="utf-8")
 

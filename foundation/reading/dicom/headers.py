@@ -107,7 +107,7 @@ def read_headers(file: Path, index: int) -> tuple[SeriesFacts, list[Slice]] | Un
                 syntax = UID(getattr(header.file_meta, "TransferSyntaxUID", "1.2.840.10008.1.2"))
                 if syntax == DEFLATED:  # inflated whole, whatever its size
                     return Unusable(index, "stored deflated")
-                found = _facts(header), _slices(header, index)
+                found = _facts(header), slices_of(header, index)
                 if header.file_meta.get("MediaStorageSOPClassUID") == DICOMDIR:
                     return None
                 if not found[0].uid:
@@ -256,7 +256,8 @@ def _vendor(manufacturer: str) -> str | None:
 # ------------------------------------------------------------------------------------------------ planes
 
 
-def _slices(header: FileDataset, index: int) -> list[Slice]:
+def slices_of(header: Dataset, index: int) -> list[Slice]:
+    """The planes of a header, in the order of its frames."""
     if not (whole(header, "Rows") and whole(header, "Columns")):
         return []
     per_frame = header.get("PerFrameFunctionalGroupsSequence")

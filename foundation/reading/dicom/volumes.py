@@ -18,6 +18,7 @@ from foundation.reading.dicom.headers import SeriesFacts, Slice
 SAME_DIRECTION = 1e-3  # direction cosines of one stack differ by rounding only
 SAME_PLACE_MM = 0.01
 LEAST_SLICES = 3
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from DICOM's axes to ours and back
 EVEN = 0.02  # of the slice distance: what positions rounded to 0.01 mm leave
 MAPS = ("FA", "TENSOR", "COLFA", "TTP", "CBF", "CBV", "MTT", "T1 MAP", "T2 MAP", "TRACEW_FA", "EXP")
 OTHERS = ("CT", "PT", "NM", "US", "CR", "DX", "XA", "SR", "PR", "KO", "OT", "SEG", "RTSTRUCT", "DOC", "REG")
@@ -66,18 +67,27 @@ class _Stack:
 
 
 def affine_of(planes: Sequence[Slice]) -> np.ndarray | None:
+    """From (column, row, plane) to patient RAS+ mm; None where a header does not say, or of less than two planes."""
     first, last = planes[0], planes[-1]
-    if first.position is None or last.position is None or first.orientation is None or first.spacing_mm is None:
+    placed = first.position and last.position and first.orientation and first.spacing_mm
+    if not placed or len(planes) < 2:
         return None
-    if len(planes) < 2:
-        return None
-    row, column = np.array(first.orientation[:3]), np.array(first.orientation[3:])
+    affine = affine_of_plane(first)
+    affine[:3, 2] = LPS[:3, :3] @ (np.subtract(last.position, first.position) / (len(planes) - 1))
+    return affine
+
+
+def affine_of_plane(plane: Slice) -> np.ndarray:
+    """From (column, row, nothing) to patient RAS+ mm."""
+    assert plane.position and plane.orientation and plane.spacing_mm
     affine = np.eye(4)
-    affine[:3, 0] = row * first.spacing_mm[1]  # along a row columns change: PixelSpacing's second value
-    affine[:3, 1] = column * first.spacing_mm[0]
-    affine[:3, 2] = (np.array(last.position) - np.array(first.position)) / (len(planes) - 1)
-    affine[:3, 3] = first.position
-    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    affine[:3, 0] = (
+        np.array(plane.orientation[:3]) * plane.spacing_mm[1]
+    )  # along a row columns change: the second value
+    affine[:3, 1] = np.array(plane.orientation[3:]) * plane.spacing_mm[0]
+    affine[:3, 2] = 0
+    affine[:3, 3] = plane.position
+    return LPS @ affine
 
 
 def volumes_of(found: Mapping[str, SeriesFacts], slices: Mapping[str, Sequence[Slice]]) -> list[Volume]:

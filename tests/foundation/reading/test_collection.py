@@ -306,5 +306,7 @@ def test_what_holds_no_study_is_refused_with_a_hint(tmp_path: Path, nifti_file: 
 
 def test_real_folders(shared_data: Path) -> None:
     assert len(study_from_path(shared_data / "niivue_sample_heads").series) == 4
-    assert "8142 of 8192 bytes" in complaint(shared_data / "edge_case_files" / "pydicom")
+    with pytest.raises(InputError, match="8130 of 8192 bytes") as caught:
+        study_from_path(shared_data / "edge_case_files" / "pydicom")
+    assert caught.value.file is None  # names of DICOM folders are often patients' names
     assert study_from_path(shared_data / "niivue_sample_heads" / "T2w.nii.gz").reference.contrast == "T2w"
