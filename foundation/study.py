@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from nibabel.affines import apply_affine, voxel_sizes
@@ -67,6 +67,15 @@ ACQUISITION_SIZE = 2 * len(Acquisition.TYPICAL)
 
 
 @dataclass(frozen=True)
+class DicomSource:
+    """The DICOM files that a volume was made of, for objects that refer to them: headers (pydicom's) without pixels, which name the
+    patient, and for each plane in order along the stack the header and the frame in it."""
+
+    headers: tuple[Any, ...]
+    slices: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
 class Series:
     """One volume. `voxels` is `(x, y, z)`; `affine` takes voxel indices to patient RAS+ millimetres.
 
@@ -81,6 +90,7 @@ class Series:
     name: str = ""
     side_is_known: bool = True
     path: Path | None = None
+    source: DicomSource | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         assert self.voxels.ndim == 3 and self.voxels.dtype == np.float32, (self.voxels.shape, self.voxels.dtype)
@@ -123,11 +133,15 @@ class Series:
 
 @dataclass(frozen=True)
 class Study:
-    """The series of one visit of one subject, in the order they were given; the first is the reference for masks."""
+    """The series of one visit of one subject, in the order they were given; the first is the reference for masks.
+
+    `notes` say what a reader of a report must know of how the study was read: what was set aside, what is in doubt.
+    """
 
     subject: str
     series: tuple[Series, ...]
     session: str = ""
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.series:

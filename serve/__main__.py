@@ -17,6 +17,7 @@ from foundation.errors import InputError
 
 COMMANDS = {
     "read": "serve.pipeline:read_to_folder",
+    "dicom": "foundation.reading.dicom.study:dicom_command",
     "compare": "serve.longitudinal:compare_command",
     "adapter": "heads.adapters.command:adapter_command",
     "evaluate": "finetune.evaluate:evaluate_to_folder",
@@ -57,10 +58,17 @@ def _parser() -> argparse.ArgumentParser:
 
     read = command("read", "read one study; writes masks, findings and the drafted report into OUT")
     read.add_argument(
-        "study", type=Path, metavar="STUDY", help="a NIfTI file, a folder of one visit's, or manifest.jsonl#SUBJECT"
-    )
+        "study", type=Path, metavar="STUDY",
+        help="a DICOM folder or zip, a NIfTI file, a folder of one visit's, or manifest.jsonl#SUBJECT",
+    )  # fmt: skip
     read.add_argument("out", type=Path, metavar="OUT", help="the folder to write into; made if absent")
+    _add_choice(read)
     _add_models(read)
+
+    dicom = command("dicom", "list the series of a DICOM study: what each is, and which are set aside and why")
+    dicom.add_argument("study", type=Path, metavar="STUDY", help="a DICOM folder, zip or file")
+    dicom.add_argument("--visit", type=int, metavar="N", help="which, where there are several; 1 is the earliest")
+    dicom.add_argument("--names", action="store_true", help="show descriptions too; they may name the patient")
 
     compare = command("compare", "read two dates of one patient; writes what changed into OUT")
     compare.add_argument("prior", type=Path, metavar="PRIOR", help="the earlier study, as for read")
@@ -202,6 +210,14 @@ def _port(text: str) -> int:
     if not 0 < port < 2**16:
         raise argparse.ArgumentTypeError(f"a port is a number from 1 to 65535, not {port}")
     return port
+
+
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--series", dest="choose", nargs="+", default=[], metavar="LABEL[=CONTRAST]",
+        help="which DICOM series, as larmor dicom labels them; the first is the one that masks are drawn on",
+    )  # fmt: skip
+    parser.add_argument("--visit", type=int, metavar="N", help="which DICOM visit, where there are several")
 
 
 def _add_models(parser: argparse.ArgumentParser) -> None:

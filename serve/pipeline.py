@@ -122,7 +122,14 @@ def read_study(study: Study, models: Sequence[LoadedModel], cache: FeatureCache 
     return StudyReading(study, reading, draft(reading), masks)
 
 
-def read_to_folder(study: Path, out: Path, models: Sequence[Path], backbones: Sequence[Path] = ()) -> None:
+def read_to_folder(
+    study: Path,
+    out: Path,
+    models: Sequence[Path],
+    backbones: Sequence[Path] = (),
+    choose: Sequence[str] = (),
+    visit: int | None = None,
+) -> None:
     """The `larmor read` command: reading.json, report.md, report.html, pictures/, masks/ and, where lesions were counted,
     lesions.csv appear in `out` together."""
     out = out.resolve()
@@ -135,7 +142,7 @@ def read_to_folder(study: Path, out: Path, models: Sequence[Path], backbones: Se
         print(
             "No model was named and none is in runs/demo/models: nothing in the images is assessed. `make demo` makes one."
         )
-    result = read_study(study_from_path(study), loaded)
+    result = read_study(study_from_path(study, choose, visit), loaded)
     save_reading(result, out)
     for path in sorted(file for file in out.rglob("*") if file.is_file()):
         print(f"wrote {path}")
@@ -164,6 +171,12 @@ def save_reading(result: StudyReading, out: Path) -> None:
                     table.writerow(
                         (finding.name, finding.side, finding.source, piece.number, round(piece.volume_ml, 4), *place)
                     )
+        if result.study.reference.source is not None:
+            from serve.dicom_out import dicom_objects  # highdicom takes its time, and NIfTI needs none of it
+
+            for name, dataset in dicom_objects(result).items():
+                (folder / name).parent.mkdir(exist_ok=True)
+                dataset.save_as(folder / name)
         (folder / "report.md").write_text(render_markdown(result.reading, result.draft, pictures), encoding="utf-8")
         (folder / "report.html").write_text(render_html(result.reading, result.draft, pictures), encoding="utf-8")
 
@@ -192,7 +205,7 @@ def _title(series: Series) -> str:
 
 def _warnings(study: Study) -> list[str]:
     """What a reader must know of the images themselves before believing anything said about them."""
-    warnings = []
+    warnings = list(study.notes)
     for series in study.series:
         name = series.name or "a series"
         if series.contrast == "unknown":

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,6 +22,7 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from foundation.errors import InputError, did_you_mean
+from foundation.reading.dicom.study import is_dicom, study_from_dicom
 from foundation.reading.nifti import is_nifti_name, nifti_stem, publish_bytes, read_labels, read_nifti
 from foundation.study import CONTRASTS, Contrast, Series, Study
 
@@ -181,13 +182,19 @@ def read_removed(entry: SeriesEntry, series: Series, root: Path) -> np.ndarray |
     return None if entry.removed is None else read_labels(root / entry.removed, series) != 0
 
 
-def study_from_path(path: str | Path) -> Study:
-    """The study that a user names: a NIfTI file, a folder of them (by name, each one a series), or a manifest's row.
+def study_from_path(path: str | Path, choose: Sequence[str] = (), visit: int | None = None) -> Study:
+    """The study that a user names: a NIfTI file, a folder of them (by name, each one a series), a manifest's row, or DICOM: a
+    folder of any depth, a zip or a file, of which `choose` names the series and `visit` the date where there are several.
 
     A row is `manifest.jsonl#SUBJECT`, or `manifest.jsonl#SUBJECT/SESSION` where there are several sessions. A file
     that cannot be read is an error, not a missing series: nobody should get a report on half a study unknowingly.
     """
     text, path = str(path), Path(path)
+    if path.exists() and not _has_nifti(path) and is_dicom(path):
+        return study_from_dicom(path, choose, visit)
+    if choose or visit is not None:
+        remedy = "Leave out --series and --visit; a folder of NIfTI files is one study."
+        raise InputError("series and visits are chosen of DICOM", got="no DICOM", remedy=remedy, file=path)
     if not path.exists() and "#" in text:
         manifest, _, name = text.rpartition("#")
         subject, slash, session = name.partition("/")
@@ -200,8 +207,6 @@ def study_from_path(path: str | Path) -> Study:
         raise InputError(
             "one study of a manifest is named", got="the whole manifest", remedy=f"Use one of: {names}.", file=path
         )
-    if path.is_file() and _is_dicom(path):
-        raise _not_yet_dicom(path)
     return _study_from_files([path], fallback=nifti_stem(path), place=path)
 
 
@@ -337,8 +342,6 @@ def _nifti_files(folder: Path) -> list[Path]:
         found = [path for path in files if is_nifti_name(path)]
         if found:
             return found
-        if any(_is_dicom(path) for path in files):
-            raise _not_yet_dicom(folder)
         deeper = sorted(
             path.name
             for path in folder.iterdir()
@@ -348,29 +351,16 @@ def _nifti_files(folder: Path) -> list[Path]:
         raise InputError(
             "the folder can be read", got=error.strerror or error, remedy="Check its permissions.", file=folder
         ) from error
-    remedy = (
-        f"Give one of its folders: {', '.join(deeper[:20])}." if deeper else "Give a folder with .nii or .nii.gz files."
-    )
-    raise InputError(
-        "a study's folder holds NIfTI files", got=f"{len(files)} files, none of them NIfTI", remedy=remedy, file=folder
-    )
+    remedy = f"Give one of its folders: {', '.join(deeper[:20])}." if deeper else "Give .nii, .nii.gz or DICOM files."
+    got = f"{len(files)} files, none of them NIfTI"
+    raise InputError("a study's folder holds NIfTI or DICOM files", got=got, remedy=remedy, file=folder)
 
 
-def _is_dicom(path: Path) -> bool:
-    if path.suffix.lower() in (".dcm", ".ima") or path.name.upper() == "DICOMDIR":
-        return True
+def _has_nifti(path: Path) -> bool:
     try:
-        with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
+        return is_nifti_name(path) or (path.is_dir() and any(is_nifti_name(file) for file in path.iterdir()))
     except OSError:  # whoever reads it next says why
-        return False
-
-
-def _not_yet_dicom(path: Path) -> InputError:
-    remedy = "Convert it first: dcm2niix -z y -b y -o OUT FOLDER, then give OUT."
-    return InputError(
-        "a study is given as NIfTI; DICOM reading is not there yet", got="DICOM", remedy=remedy, file=path
-    )
+        return True
 
 
 def _study_from_files(files: list[Path], fallback: str, place: Path) -> Study:
