@@ -14,7 +14,7 @@ FINDINGS: dict[str, str] = {
     r"|metasta\w+|(?:micro|macro)?adenomas?|schwannomas?|lymphomas?|ependymomas?|h(?:a|e)?emangiomas?|carcinomas?|sarcomas?)"
     r"|space[- ]occupying lesions?",
     "enhancing tumour": r"(?:(?:areas?|foc(?:us|i)|zones?) of )?(?:(?:contrast|abnormal|pathological|avid|rim|ring|nodular) )*"
-    r"(?<!non-)(?<!non )\benhanc(?:ement|ing|es|ed)(?! (?:on|after) )(?: (?:components?|tumou?rs?|mass(?:es)?|lesions?|portions?|parts?|nodules?"
+    r"(?<!non-)(?<!non )\benhanc(?:ement|ing|es|ed)(?! (?:on|after) ¤)(?: (?:components?|tumou?rs?|mass(?:es)?|lesions?|portions?|parts?|nodules?"
     r"|areas?|rim|foc(?:us|i)|tissue|solid))*",
     "necrosis": r"(?:central(?:ly)? )?necro(?:sis|tic)(?: (?:cores?|components?|areas?|cent(?:re|er)s?|cavit(?:y|ies)))?",
     "oedema": r"(?:(?:vasogenic|cytotoxic|peri\w+|surrounding|cerebral|bone marrow|marrow|soft tissue) )*o?edema(?:tous)?",
@@ -148,7 +148,7 @@ RECORD = re.compile(
 SIGNALS = {
     "hyperintense": r"\b(?:hyperintens\w+|bright|high(?:er)? signal|increased signal|restricted)\b",
     "hypointense": r"\b(?:hypointens\w+|dark|low(?:er)? signal|decreased signal)\b",
-    "isointense": r"\bisointens\w+\b", "enhancing": r"\benhanc\w+ (?=on |after )",
+    "isointense": r"\bisointens\w+\b", "enhancing": r"\benhanc\w+ (?=(?:on|after) ¤)",
 }  # fmt: skip
 CONTRASTS = {
     "T1w-contrast": r"\bt1(?:[- ]?weighted|w)? (?:images? )?(?:after|with|post|following)[- ]?(?:contrast|gadolinium)"

@@ -154,8 +154,7 @@ def _spans(clause: str, names: Sequence[str]) -> list[tuple[int, int, str]]:
     chosen = _without_overlaps(candidates)
     if any(name not in LOOKS for *_, name in chosen):
         chosen = [span for span in chosen if span[2] not in LOOKS]
-    known = set(_lexicon(()))
-    if not any(name in known for *_, name in chosen):
+    if not chosen:
         structures = [
             (match.start(), match.end(), name)
             for name, pattern in words.STRUCTURES.items()
