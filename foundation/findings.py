@@ -10,7 +10,7 @@ Coordinates are the patient's RAS+ millimetres, as in `foundation.study`: a larg
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer
 from nibabel.affines import apply_affine
 from pydantic import AwareDatetime, Field, FiniteFloat, ValidationError, field_validator, model_validator
+from scipy import ndimage
 
 from foundation.config import Config
 from foundation.errors import InputError
@@ -284,6 +285,49 @@ def not_assessed(structures: Sequence[Structure], *, source: str, why: str) -> l
         )
         for structure in structures
     ]
+
+
+def if_seen(finding: Finding, acquired: Collection[Contrast]) -> Finding:
+    """The finding, or that it was not assessed where none of the contrasts that show it was acquired: then it is never absent.
+
+    A contrast that nobody knows may be any.
+    """
+    term = term_of(finding.name)
+    if finding.presence == "not_assessed" or term is None or not term.needs or "unknown" in acquired:
+        return finding
+    if set(acquired) & set(term.needs):
+        return finding
+    return Finding(
+        id=finding_id(finding.source, finding.name, "not_assessed"),
+        name=finding.name,
+        anatomy="brain",
+        side="not_assessed",
+        presence="not_assessed",
+        abnormal=finding.abnormal,
+        source=finding.source,
+        note=f"no {' or '.join(term.needs)} series",
+    )
+
+
+def each_once(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Of findings with one id, the first: two sides that could not be assessed are one finding."""
+    return tuple({finding.id: finding for finding in reversed(list(findings))}.values())[::-1]
+
+
+def signal_of(mask: Bool[np.ndarray, "x y z"], series: Series) -> SeriesSignal | None:
+    """How what is masked looks on a series of the same grid: its median over that of what lies 2 to 8 mm around it.
+
+    None where there is nothing to compare. Within a sixth of each other they are isointense.
+    """
+    if not mask.any():
+        return None
+    away_mm = np.asarray(ndimage.distance_transform_edt(~mask, sampling=series.spacing_mm))
+    around = (away_mm >= 2) & (away_mm <= 8) & (series.voxels > 0)
+    if not around.any() or (outside := float(np.median(series.voxels[around]))) <= 0:
+        return None
+    ratio = float(np.median(series.voxels[mask])) / outside
+    signal: Signal = "hyperintense" if ratio > 7 / 6 else "hypointense" if ratio < 6 / 7 else "isointense"
+    return SeriesSignal(series=series.name, contrast=series.contrast, signal=signal, ratio=ratio)
 
 
 # ------------------------------------------------------------------------------------------------ measuring

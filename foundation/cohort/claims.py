@@ -28,10 +28,12 @@ from foundation.findings import (
     SeriesSummary,
     Severity,
     Side,
+    each_once,
     finding_id,
+    if_seen,
 )
 from foundation.study import CONTRASTS, Contrast, checked_contrast
-from foundation.terms import TERMS, Signal
+from foundation.terms import Signal
 
 SOURCE = "oracle"
 LOBES = ("frontal", "parietal", "temporal", "occipital", "cerebellum", "brainstem")
@@ -75,31 +77,9 @@ def claims_of_truth(
         *_anatomy(truth, source),
         _artefact(truth, source),
     ]
-    seen = [_if_seen(finding, there) for finding in findings]
+    seen = each_once(if_seen(finding, there) for finding in findings)
     record = [_history(name) for name in truth["history"]] if with_record else []
-    return Reading(subject=subject, series=series, findings=(*_once(seen), *record))
-
-
-def _once(findings: Sequence[Finding]) -> list[Finding]:
-    """Two sides that could not be assessed are one finding."""
-    return list({finding.id: finding for finding in findings}.values())
-
-
-def _if_seen(finding: Finding, there: set[Contrast]) -> Finding:
-    """The finding, or that it was not assessed, where no acquired contrast shows it."""
-    needs = TERMS[finding.name].needs if finding.name in TERMS else ()
-    if not needs or there & set(needs):
-        return finding
-    return Finding(
-        id=finding_id(finding.source, finding.name, "not_assessed"),
-        name=finding.name,
-        anatomy="brain",
-        side="not_assessed",
-        presence="not_assessed",
-        abnormal=finding.abnormal,
-        source=finding.source,
-        note=f"no {' or '.join(needs)} series",
-    )
+    return Reading(subject=subject, series=series, findings=(*seen, *record))
 
 
 def _focal(truth: Mapping[str, Any], series: Sequence[SeriesSummary], source: str) -> list[Finding]:

@@ -44,6 +44,19 @@ def opening(reading: Reading) -> Iterator[Sentence]:
         yield _sentence("Comparison", f"Compared with the study {quoted(reading.prior.name)}{when}.")
 
 
+def unworded(reading: Reading, statements: Sequence[Statement]) -> Iterator[Sentence]:
+    """What a section says where nothing was planned for it: that nothing was found is never called normal."""
+    groups = _groups([one for one in reading.findings if one.origin == "image"])
+    planned = {one.section for one in statements}
+    if "Findings" not in planned and not groups:
+        yield from _findings(reading, groups)
+    if not any(one.kind == "impression" for one in statements):
+        missing = {one.id for group in groups for one in group if one.presence == "not_assessed"}
+        yield from (one for one in _impression(groups) if not missing & set(one.finding_ids) or len(groups) == 0)
+        if groups and all(one.id in missing for group in groups for one in group):
+            yield _sentence("Impression", "Nothing was assessed, so nothing is excluded.")
+
+
 def closing(reading: Reading) -> Iterator[Sentence]:
     yield from _limits(reading)
 
