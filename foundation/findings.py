@@ -10,7 +10,7 @@ Coordinates are the patient's RAS+ millimetres, as in `foundation.study`: a larg
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -20,15 +20,20 @@ from typing import Annotated, Literal
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 from nibabel.affines import apply_affine
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator
+from pydantic import AwareDatetime, Field, FiniteFloat, ValidationError, field_validator, model_validator
+from scipy import ndimage
 
+from foundation.config import Config
 from foundation.errors import InputError
 from foundation.files import write_aside
 from foundation.lesions import pieces_of
 from foundation.study import Contrast, Series, known_numbers
+from foundation.terms import Code, Signal, Urgency, place_codes, term_of
 
-Side = Literal["right", "left", "midline", "bilateral", "not_assessed"]
+Side = Literal["right", "left", "midline", "bilateral", "not_assessed", "not_applicable"]
 Presence = Literal["present", "absent", "uncertain", "not_assessed"]
+Severity = Literal["mild", "moderate", "severe"]
+Change = Literal["new", "resolved", "grown", "shrunk", "stable"]
 
 LEAST_HEAD_MM = 100.0  # adult and child heads are 120 mm wide and more, so a narrower body is a crop
 CELL_MM = 4.0
@@ -43,13 +48,7 @@ ABNORMAL = re.compile(
 )
 
 
-class Fact(BaseModel):
-    """Base of everything written here: immutable, and unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Measurement(Fact):
+class Measurement(Config):
     """One number, its unit in UCUM (`1` is a plain ratio), and how it was obtained."""
 
     name: str
@@ -58,7 +57,7 @@ class Measurement(Fact):
     method: str
 
 
-class Evidence(Fact):
+class Evidence(Config):
     """Where to look: `mask` is a path relative to the reading's folder, `slice_index` counts on the series' own array.
 
     `slice_index` names, for each array axis, the plane on which the finding is largest. A centroid can lie outside a
@@ -80,7 +79,7 @@ class Evidence(Fact):
         return mask
 
 
-class Piece(Fact):
+class Piece(Config):
     """One connected piece of a finding that can have several, as lesions are counted; `number` is its rank by volume."""
 
     number: Annotated[int, Field(ge=1)]
@@ -89,12 +88,22 @@ class Piece(Fact):
     slice_index: tuple[int, int, int]
 
 
-class Finding(Fact):
-    """One thing that a model looked for, and what it found.
+class SeriesSignal(Config):
+    """How a finding looks on one series, against what surrounds it; `ratio` is of the medians where it was measured."""
+
+    series: str
+    contrast: Contrast
+    signal: Signal
+    ratio: FiniteFloat | None = None
+
+
+class Finding(Config):
+    """One claim: what a model looked for and what it found, or what the record says (`origin`).
 
     `probability` is that of being present; it is only as good as `is_calibrated` says. `abnormal` says whether presence
     is a disease (a lesion) or normal anatomy (a hippocampus); None leaves it to the name. `note` is the reason for
-    whatever was not assessed. `pieces` are counted only by heads that detect lesions.
+    whatever was not assessed. `pieces` are counted only by heads that detect lesions. The side of a midline shift is
+    where the midline went. `change` is against the reading's prior study, `event` the record's own id of what it says.
     """
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9.-]+$")]
@@ -108,7 +117,12 @@ class Finding(Fact):
     measurements: tuple[Measurement, ...] = ()
     evidence: Evidence | None = None
     pieces: tuple[Piece, ...] = ()
+    signals: tuple[SeriesSignal, ...] = ()
+    severity: Severity | None = None
+    change: Change | None = None
     source: str
+    origin: Literal["image", "record"] = "image"
+    event: str | None = None
     note: str | None = None
 
     @property
@@ -116,12 +130,24 @@ class Finding(Fact):
         """Whether being present is abnormal in itself."""
         return self.abnormal if self.abnormal is not None else ABNORMAL.search(self.name) is not None
 
+    @property
+    def urgency(self) -> Urgency:
+        """How soon somebody must know, were it there; an abnormality of which nothing is known can be acted on."""
+        term = term_of(self.name)
+        return term.urgency if term else "actionable" if self.is_abnormal else "none"
+
+    @property
+    def codes(self) -> tuple[Code, ...]:
+        """What it is and where, in published codes; empty where there are none."""
+        term = term_of(self.name)
+        return (*(term.codes if term else ()), *place_codes(self.anatomy))
+
     def measured(self, name: str) -> float | None:
         """The value of the measurement called `name`, None if it was not made."""
         return next((one.value for one in self.measurements if one.name == name), None)
 
 
-class Structure(Fact):
+class Structure(Config):
     """What one label value of a segmentation head means.
 
     `paired` says that it occurs on the right and on the left, lesions included, so that its voxels are split at the
@@ -136,7 +162,7 @@ class Structure(Fact):
     abnormal: bool | None = None
 
 
-class SeriesSummary(Fact):
+class SeriesSummary(Config):
     """What a reading keeps of a series; the voxels stay where they are."""
 
     name: str
@@ -161,7 +187,7 @@ class SeriesSummary(Fact):
         )
 
 
-class ModelUsed(Fact):
+class ModelUsed(Config):
     """Which weights spoke: an adapter's are those of its folder and those of its backbone. `name` is what their findings carry
     as `source`; `card` is the path of the model's card."""
 
@@ -171,11 +197,23 @@ class ModelUsed(Fact):
     card: str | None = None
 
 
-class Reading(Fact):
-    """Everything that was found in one study, by which models, with which reservations."""
+class PriorStudy(Config):
+    """An earlier study of the same patient that this one was compared with."""
+
+    name: str
+    date: str | None = None
+
+
+class Reading(Config):
+    """Everything that was found in one study, by which models, with which reservations.
+
+    `indication` is why the study was asked for, in the words of the request; only with a `prior` may anything be compared.
+    """
 
     subject: str
     session: str = ""
+    indication: str | None = None
+    prior: PriorStudy | None = None
     series: tuple[SeriesSummary, ...]
     findings: tuple[Finding, ...] = ()
     models: tuple[ModelUsed, ...] = ()
@@ -192,6 +230,12 @@ class Reading(Fact):
         if twice:
             raise InputError("each finding of a reading has its own id", got=twice, remedy="Let each model speak once.")
         return findings
+
+    @model_validator(mode="after")
+    def _changes_need_a_prior(self) -> Reading:
+        if self.prior is None and any(finding.change for finding in self.findings):
+            raise InputError("a change is against a prior study", got="no prior", remedy="Name the prior study.")
+        return self
 
     def save(self, path: Path) -> None:
         """JSON for people and programs; what was at `path` stays whole until the new file is."""
@@ -241,6 +285,49 @@ def not_assessed(structures: Sequence[Structure], *, source: str, why: str) -> l
         )
         for structure in structures
     ]
+
+
+def if_seen(finding: Finding, acquired: Collection[Contrast]) -> Finding:
+    """The finding, or that it was not assessed where none of the contrasts that show it was acquired: then it is never absent.
+
+    A contrast that nobody knows may be any.
+    """
+    term = term_of(finding.name)
+    if finding.presence == "not_assessed" or term is None or not term.needs or "unknown" in acquired:
+        return finding
+    if set(acquired) & set(term.needs):
+        return finding
+    return Finding(
+        id=finding_id(finding.source, finding.name, "not_assessed"),
+        name=finding.name,
+        anatomy="brain",
+        side="not_assessed",
+        presence="not_assessed",
+        abnormal=finding.abnormal,
+        source=finding.source,
+        note=f"no {' or '.join(term.needs)} series",
+    )
+
+
+def each_once(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Of findings with one id, the first: two sides that could not be assessed are one finding."""
+    return tuple({finding.id: finding for finding in reversed(list(findings))}.values())[::-1]
+
+
+def signal_of(mask: Bool[np.ndarray, "x y z"], series: Series) -> SeriesSignal | None:
+    """How what is masked looks on a series of the same grid: its median over that of what lies 2 to 8 mm around it.
+
+    None where there is nothing to compare. Within a sixth of each other they are isointense.
+    """
+    if not mask.any():
+        return None
+    away_mm = np.asarray(ndimage.distance_transform_edt(~mask, sampling=series.spacing_mm))
+    around = (away_mm >= 2) & (away_mm <= 8) & (series.voxels > 0)
+    if not around.any() or (outside := float(np.median(series.voxels[around]))) <= 0:
+        return None
+    ratio = float(np.median(series.voxels[mask])) / outside
+    signal: Signal = "hyperintense" if ratio > 7 / 6 else "hypointense" if ratio < 6 / 7 else "isointense"
+    return SeriesSignal(series=series.name, contrast=series.contrast, signal=signal, ratio=ratio)
 
 
 # ------------------------------------------------------------------------------------------------ measuring

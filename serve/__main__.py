@@ -21,6 +21,8 @@ COMMANDS = {
     "compare": "serve.longitudinal:compare_command",
     "adapter": "heads.adapters.command:adapter_command",
     "evaluate": "finetune.evaluate:evaluate_to_folder",
+    "report-train": "heads.report.command:train_command",
+    "report-evaluate": "finetune.report:evaluate_command",
     "fewshot": "finetune.fewshot:fewshot_command",
     "serve": "serve.app:launch",
     "cohort": "ehr.command:cohort_command",
@@ -63,6 +65,10 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     read.add_argument("out", type=Path, metavar="OUT", help="the folder to write into; made if absent")
     _add_choice(read)
+    read.add_argument(
+        "--writer", dest="writers", type=Path, action="append", default=[], metavar="DIR",
+        help="who words the report: a folder of report-train, or of a language model; repeat from best to plainest",
+    )  # fmt: skip
     _add_models(read)
 
     dicom = command("dicom", "list the series of a DICOM study: what each is, and which are set aside and why")
@@ -109,6 +115,22 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--allow-overlap", action="store_true", default=None, help="evaluate on subjects that were learnt from"
     )
+
+    learn = command("report-train", "train what words reports, on imagined synthetic patients; writes OUT/model")
+    learn.add_argument("out", type=Path, metavar="OUT", help="a new folder, or one to continue in")
+    learn.add_argument("--from", dest="start", type=Path, metavar="DIR", help="fit this language model, by LoRA")
+    learn.add_argument(
+        "--set", dest="overrides", nargs="+", default=[], metavar="KEY=VALUE", help="as training.steps=300"
+    )
+
+    scored = command("report-evaluate", "score drafted reports on a cohort, in three parts; writes tables into OUT")
+    scored.add_argument("cohort", type=Path, metavar="COHORT", help="a folder that larmor cohort wrote")
+    scored.add_argument("out", type=Path, metavar="OUT", help="the folder to write into; made if absent")
+    scored.add_argument(
+        "--writer", dest="writers", type=Path, action="append", default=[], metavar="DIR", help="as for read"
+    )
+    scored.add_argument("--noise", type=float, default=0.1, help="how wrong the imitated reader is (default: 0.1)")
+    scored.add_argument("--seed", type=int, default=0, help="of its errors (default: %(default)s)")
 
     fewshot = command("fewshot", "fit a task in every way with few labels and many; writes a table and a curve")
     fewshot.add_argument("config", type=Path, metavar="CONFIG", help="as of finetune; its folder is written into")
@@ -237,7 +259,7 @@ def _add_backbones(parser: argparse.ArgumentParser) -> None:
 
 def _check_paths(arguments: dict[str, Any]) -> None:
     """Complain about a path before anything slow is imported."""
-    for name in ("study", "prior", "current", "manifest", "config", "input"):
+    for name in ("study", "prior", "current", "manifest", "config", "input", "cohort"):
         path = arguments.get(name)
         if path is not None and not path.exists() and not (name in ("study", "prior", "current") and "#" in str(path)):
             raise InputError(f"the {name} exists", got=path, remedy="Give the path of an existing one.")

@@ -148,6 +148,8 @@ def report_html(reading: Reading, draft: Draft) -> str:
     numbers = {finding.id: number for number, finding in enumerate(reading.findings, start=1)}
     html = []
     for section in SECTIONS:
+        if not draft.section(section):
+            continue
         html.append(f'<section class="{section.lower()}"><h2>{section}</h2>')
         for sentence in draft.section(section):
             cited = " ".join(str(numbers[id]) for id in sentence.finding_ids)

@@ -24,7 +24,7 @@ from foundation.findings import Finding, Structure
 from foundation.reading.dicom.headers import slices_of
 from foundation.reading.dicom.volumes import affine_of_plane
 from foundation.study import DicomSource, Series
-from foundation.terms import PRESENCE, SIDES, TERMS, ucum
+from foundation.snomed import PRESENCE, SIDES, TERMS, ucum
 
 if TYPE_CHECKING:
     from serve.pipeline import StudyReading

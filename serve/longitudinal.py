@@ -18,10 +18,11 @@ import numpy as np
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
+from foundation.config import Config
 from foundation.errors import InputError
 from foundation.figures import png_bytes, three_planes
 from foundation.files import write_aside, write_folder_aside
-from foundation.findings import Fact, Finding, Side
+from foundation.findings import Finding, Side
 from foundation.lesions import pieces_of
 from foundation.preprocess import Grid, sample_at
 from foundation.reading.collection import study_from_path
@@ -35,7 +36,7 @@ Fate = Literal["new", "resolved", "grown", "shrunk", "stable"]
 GROWN = 1.5  # the ratio of volumes from which a lesion counts as grown, and its inverse as shrunk
 
 
-class VolumeChange(Fact):
+class VolumeChange(Config):
     """One structure on one side. `percent` is of the prior volume, None where that was nothing."""
 
     name: str
@@ -49,7 +50,7 @@ class VolumeChange(Fact):
         return 100 * (self.current_ml - self.prior_ml) / self.prior_ml if self.prior_ml > 0 else None
 
 
-class LesionChange(Fact):
+class LesionChange(Config):
     """One lesion of either date; `centroid_mm` lies in the current study."""
 
     name: str
@@ -60,7 +61,7 @@ class LesionChange(Fact):
     centroid_mm: tuple[float, float, float]
 
 
-class Change(Fact):
+class Change(Config):
     """Everything that was compared. `not_compared` says what was not, and why."""
 
     subject: str

@@ -2,7 +2,8 @@
 
     larmor read scan.nii.gz out --model runs/demo/models/structures
 
-Every model runs on the study, or says why it does not; what they find becomes typed findings; templates word the findings.
+Every model runs on the study, or says why it does not; what they find becomes typed findings; templates
+word the findings, or a writer where one is named, and then a verifier reads each sentence back.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 from foundation.errors import InputError
 from foundation.figures import png_bytes, three_planes
 from foundation.files import write_folder_aside
-from foundation.findings import ModelUsed, Reading, SeriesSummary, Structure
+from foundation.findings import ModelUsed, Reading, SeriesSummary, Structure, each_once, if_seen
 from foundation.preprocess import PreparedStudy, prepare_study
 from foundation.reading.collection import study_from_path
 from foundation.reading.nifti import write_labels
@@ -26,7 +27,7 @@ from heads.adapters.folder import Backbones, LoadedModel, load_model
 from heads.adapters.shared import FeatureCache, outputs_of
 from heads.base import HeadReading, default_models
 from heads.report import Draft
-from heads.report.templates import draft
+from heads.report.writing import Writer, load_writers, write_report
 from serve.render import Picture, render_html, render_markdown
 
 
@@ -73,11 +74,19 @@ def load_models(folders: Sequence[Path], backbones: Sequence[Path] = ()) -> list
     return models
 
 
-def read_study(study: Study, models: Sequence[LoadedModel], cache: FeatureCache | None = None) -> StudyReading:
+def read_study(
+    study: Study,
+    models: Sequence[LoadedModel],
+    cache: FeatureCache | None = None,
+    writers: Sequence[Writer] = (),
+) -> StudyReading:
     """Let every model look at the study. A model that was not made for such a study is not asked: its findings say so.
 
-    Models that look at the same series on the same grid are asked together, and what their encoders share runs once.
+    Models that look at the same series on the same grid are asked together, and what their encoders share runs once. What no
+    acquired contrast can show is not assessed, whatever a model says of it. Without `writers` templates word the findings.
     """
+    if blank := _blank(study):
+        return _non_diagnostic(study, models, blank)
     said: dict[str, HeadReading] = {}
     unseen: list[str] = []
     views: dict[tuple[object, ...], tuple[PreparedStudy, list[LoadedModel]]] = {}
@@ -107,11 +116,14 @@ def read_study(study: Study, models: Sequence[LoadedModel], cache: FeatureCache 
         for loaded in models
         if (labels := said[name := loaded.config.name].labels) is not None
     }
+    acquired = {series.contrast for series in study.series}
     reading = Reading(
         subject=study.subject,
         session=study.session,
         series=tuple(SeriesSummary.of(series) for series in study.series),
-        findings=tuple(finding for one in models for finding in said[one.config.name].findings),
+        findings=each_once(
+            if_seen(finding, acquired) for one in models for finding in said[one.config.name].findings
+        ),
         models=tuple(_used(one) for one in models),
         warnings=(
             *_warnings(study),
@@ -119,7 +131,28 @@ def read_study(study: Study, models: Sequence[LoadedModel], cache: FeatureCache 
             *(f"{one.config.name}: {one.config.caution}" for one in models if one.config.caution),
         ),
     )
-    return StudyReading(study, reading, draft(reading), masks)
+    return StudyReading(study, reading, write_report(reading, writers), masks)
+
+
+def _blank(study: Study) -> str | None:
+    """Why nothing can be seen in the reference series, None where something may be."""
+    voxels = study.reference.voxels
+    if not np.isfinite(voxels).any() or float(np.ptp(voxels[np.isfinite(voxels)])) == 0:
+        return "the images are blank, the study is non-diagnostic"
+    return None
+
+
+def _non_diagnostic(study: Study, models: Sequence[LoadedModel], why: str) -> StudyReading:
+    """No model is asked about images that show nothing."""
+    reading = Reading(
+        subject=study.subject,
+        session=study.session,
+        series=tuple(SeriesSummary.of(series) for series in study.series),
+        findings=tuple(f for one in models for f in one.model.head.refuse(source=one.config.name, why=why)),
+        models=tuple(_used(one) for one in models),
+        warnings=(f"Non-diagnostic: {why}.",),
+    )
+    return StudyReading(study, reading, write_report(reading), {})
 
 
 def read_to_folder(
@@ -129,6 +162,7 @@ def read_to_folder(
     backbones: Sequence[Path] = (),
     choose: Sequence[str] = (),
     visit: int | None = None,
+    writers: Sequence[Path] = (),
 ) -> None:
     """The `larmor read` command: reading.json, report.md, report.html, pictures/, masks/ and, where lesions were counted,
     lesions.csv appear in `out` together."""
@@ -142,7 +176,10 @@ def read_to_folder(
         print(
             "No model was named and none is in runs/demo/models: nothing in the images is assessed. `make demo` makes one."
         )
-    result = read_study(study_from_path(study, choose, visit), loaded)
+    scribes, reasons = load_writers(writers)
+    result = read_study(study_from_path(study, choose, visit), loaded, writers=scribes)
+    for reason in (*reasons, *result.draft.remarks):
+        print(reason)
     save_reading(result, out)
     for path in sorted(file for file in out.rglob("*") if file.is_file()):
         print(f"wrote {path}")

@@ -17,7 +17,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from foundation.findings import Finding, Reading
 from heads.report import SECTIONS, Draft
-from heads.report.templates import NOT_A_DEVICE, format_number
+from heads.report.slots import format_number
+from heads.report.templates import NOT_A_DEVICE
 
 BANNER = "Draft. Not a medical device."
 PRESENCE_WORDS = {"present": "present", "absent": "not found", "uncertain": "uncertain", "not_assessed": "not assessed"}

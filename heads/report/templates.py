@@ -12,6 +12,8 @@ from itertools import groupby
 
 from foundation.findings import Finding, Measurement, Reading, SeriesSummary
 from heads.report import Draft, Section, Sentence
+from heads.report.plan import Statement
+from heads.report.slots import CONTRAST_WORDS, amount, format_number, one_line
 
 NOT_A_DEVICE = (
     "This is a draft from software that is not a medical device; a clinician must check it against the images."
@@ -28,22 +30,63 @@ ACQUISITION_WORDS = {
 
 def draft(reading: Reading) -> Draft:
     """Every finding is in a sentence, every number from a finding; the last sentence says that this is a draft."""
-    groups = _groups(reading.findings)
-    sentences = [*_technique(reading), *_findings(reading, groups), *_impression(groups), *_limits(reading)]
+    groups = _groups([one for one in reading.findings if one.origin == "image"])
+    sentences = [*opening(reading), *_findings(reading, groups), *_impression(groups), *closing(reading)]
     return Draft(tuple(sentences))
 
 
-def format_number(value: float) -> str:
-    """Three digits, as segmentations are not more exact than that, and never 0 for something that is there."""
-    if value == 0:
-        return "0"
-    size = abs(value)
-    if size < 0.001:
-        return f"{value:.1g}"
-    return f"{value:.{3 if size < 0.1 else 2 if size < 10 else 1 if size < 100 else 0}f}"
+def opening(reading: Reading) -> Iterator[Sentence]:
+    """Why, how and against what the study was made: nothing here needs a choice of words."""
+    yield from _indication(reading)
+    yield from _technique(reading)
+    if reading.prior is not None:
+        when = f" of {reading.prior.date}" if reading.prior.date else ""
+        yield _sentence("Comparison", f"Compared with the study {quoted(reading.prior.name)}{when}.")
+
+
+def unworded(reading: Reading, statements: Sequence[Statement]) -> Iterator[Sentence]:
+    """What a section says where nothing was planned for it: that nothing was found is never called normal."""
+    groups = _groups([one for one in reading.findings if one.origin == "image"])
+    planned = {one.section for one in statements}
+    if "Findings" not in planned and not groups:
+        yield from _findings(reading, groups)
+    if not any(one.kind == "impression" for one in statements):
+        missing = {one.id for group in groups for one in group if one.presence == "not_assessed"}
+        yield from (one for one in _impression(groups) if not missing & set(one.finding_ids) or len(groups) == 0)
+        if groups and all(one.id in missing for group in groups for one in group):
+            yield _sentence("Impression", "Nothing was assessed, so nothing is excluded.")
+
+
+def closing(reading: Reading) -> Iterator[Sentence]:
+    yield from _limits(reading)
+
+
+def statement_text(statement: Statement) -> str:
+    """What a statement becomes when no writer words it, or none that could be trusted."""
+    groups = _groups(statement.findings)
+    if statement.kind == "history":
+        return f"History: {', '.join(one.name for one in statement.findings)}."
+    lead = {"impression": "Abnormal: ", "not_assessed": ""}.get(statement.kind, "")
+    if lead and statement.findings[0].presence == "uncertain":
+        lead = "Possibly abnormal: "
+    texts = [f"{group[0].name}: {_group_words(group)}" for group in groups]
+    return one_line(_capital(f"{lead}{'; '.join(texts)}."))
+
+
+def quoted(text: str) -> str:
+    """Text from outside between quotation marks that it cannot close."""
+    return f"“{one_line(text).replace('“', '').replace('”', '')}”"
 
 
 # ------------------------------------------------------------------------------------------------ sections
+
+
+def _indication(reading: Reading) -> Iterator[Sentence]:
+    if reading.indication:
+        yield _sentence("Indication", f"Asked for: {quoted(reading.indication)}.")
+    record = [one for one in reading.findings if one.origin == "record"]
+    if record:
+        yield _sentence("Indication", f"History: {', '.join(one.name for one in record)}.", record)
 
 
 def _technique(reading: Reading) -> Iterator[Sentence]:
@@ -120,6 +163,12 @@ def _limits(reading: Reading) -> Iterator[Sentence]:
 
 # ------------------------------------------------------------------------------------------------ words
 
+_NO_PLACE = ("brain", "images", "")  # where everything is
+_CHANGED = {
+    "new": "new since the prior study", "resolved": "gone since the prior study", "grown": "larger than in the prior study",
+    "shrunk": "smaller than in the prior study", "stable": "unchanged from the prior study",
+}  # fmt: skip
+
 
 def _groups(findings: Sequence[Finding]) -> list[list[Finding]]:
     """Findings that one sentence words together: neighbours of one name, one source and one series, as a pair is."""
@@ -153,11 +202,18 @@ def _clause(finding: Finding) -> str:
         words = f"not found ({amount})" if volume else "not found"
     else:
         words = f"uncertain ({amount})" if volume else "uncertain"
-    parts = [f"{side}{words}"]
+    where = "" if finding.anatomy.lower() in _NO_PLACE or finding.presence == "absent" else f"{finding.anatomy} "
+    where = where if where.strip().lower() != finding.name.lower() else ""
+    parts = [f"{side}{where}{words}"]
+    if finding.presence in ("present", "uncertain") and finding.severity:
+        parts.append(finding.severity)
     if finding.probability is not None:
         calibrated = "calibrated" if finding.is_calibrated else "not calibrated"
         parts.append(f"probability {finding.probability:.2f}, {calibrated}")
     parts += [_measured(one) for one in finding.measurements if one.name not in ("volume", "asymmetry")]
+    parts += [f"{one.signal} on {CONTRAST_WORDS[one.contrast]}" for one in finding.signals]
+    if finding.change:
+        parts.append(_CHANGED[finding.change])
     if finding.side == "not_assessed" and finding.note:
         parts.append(f"side not assessed ({finding.note})")
     elif finding.note:
@@ -166,8 +222,7 @@ def _clause(finding: Finding) -> str:
 
 
 def _measured(measurement: Measurement) -> str:
-    unit = "" if measurement.unit == "1" else f" {measurement.unit}"
-    return f"{measurement.name} {format_number(measurement.value)}{unit}"
+    return f"{measurement.name} {amount(measurement)}"
 
 
 def _capital(text: str) -> str:
@@ -176,4 +231,4 @@ def _capital(text: str) -> str:
 
 def _sentence(section: Section, text: str, findings: Sequence[Finding] = ()) -> Sentence:
     """Names and notes come from files: whatever they hold, a sentence is one line."""
-    return Sentence(section, " ".join(text.split()), tuple(finding.id for finding in findings))
+    return Sentence(section, one_line(text), tuple(finding.id for finding in findings))

@@ -18,7 +18,8 @@ from foundation.findings import (
     not_assessed,
 )
 from heads.report import SECTIONS, Draft
-from heads.report.templates import NOT_A_DEVICE, draft, format_number
+from heads.report.slots import format_number
+from heads.report.templates import NOT_A_DEVICE, draft
 
 
 def series(**changes: Any) -> SeriesSummary:

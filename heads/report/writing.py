@@ -1,0 +1,135 @@
+"""From findings to a draft, whoever words it: three levels behind one interface, each falling to the one below with a reason.
+
+    writers, reasons = load_writers([folder])          a small decoder, a folder of any causal model, or none
+    draft = write_report(reading, writers)
+    for sentence in stream_report(reading, writers): ...
+
+Every sentence is filled from the findings and read back by the verifier. One that fails is written once more, then by the next
+writer, then replaced by its plain template; the sentence says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from foundation.checkpoint import read_about
+from foundation.errors import InputError
+from foundation.findings import Finding, Reading
+from heads.report import SECTIONS, Draft, Sentence
+from heads.report.plan import Statement, Style, plan
+from heads.report.slots import UnfilledSlot, fill
+from heads.report.templates import closing, draft, opening, statement_text, unworded
+from heads.report.verifier import verify_sentence
+
+SECOND_TRY = 0.7  # the temperature at which a sentence is written once more
+
+
+class Writer(Protocol):
+    """Words statements as sentences with slots. `name` is what a sentence says of who wrote it."""
+
+    name: str
+
+    def write(
+        self, statements: Sequence[Statement], style: Style, *, seed: int = 0, temperature: float = 0.0
+    ) -> list[str]: ...
+
+
+def load_writers(folders: Sequence[Path]) -> tuple[list[Writer], list[str]]:
+    """The writers in these folders, best first, and why any of them cannot be used; without one, templates remain."""
+    writers: list[Writer] = []
+    reasons: list[str] = []
+    for folder in folders:
+        try:
+            writers.append(load_writer(folder))
+        except InputError as error:
+            reasons.append(f"{folder} does not write: {error}")
+    return writers, reasons
+
+
+def load_writer(folder: Path) -> Writer:
+    """A small decoder made by `larmor report-train`, or any causal model that transformers can load, with or without LoRA."""
+    if (folder / "adapter_config.json").is_file() or _is_of_transformers(folder):
+        from heads.report.folder import FolderWriter
+
+        return FolderWriter.load(folder)
+    from heads.report.decoder import Decoder
+
+    return Decoder.load(folder)
+
+
+def _is_of_transformers(folder: Path) -> bool:
+    try:
+        read_about(folder)
+    except InputError:
+        return (folder / "config.json").is_file() and '"model_type"' in (folder / "config.json").read_text(errors="replace")
+    return False
+
+
+def write_report(
+    reading: Reading, writers: Sequence[Writer] = (), style: Style | None = None, *, seed: int = 0, reasons: Sequence[str] = ()
+) -> Draft:
+    """The whole draft; without a writer it is the plain templates. `reasons` say why better writers were not used."""
+    if not writers:
+        plain = draft(reading)
+        return Draft(plain.sentences, tuple(reasons))
+    sentences = list(stream_report(reading, writers, style, seed=seed))
+    notes = [one.note for one in sentences if one.note]
+    return Draft(tuple(sentences), (*reasons, *notes))
+
+
+def stream_report(
+    reading: Reading, writers: Sequence[Writer], style: Style | None = None, *, seed: int = 0
+) -> Iterator[Sentence]:
+    """Sentences in the order of the page, each as soon as its section is written and verified."""
+    style = style or Style()
+    statements = plan(reading, style)
+    fixed = [*(one for one in opening(reading) if not one.finding_ids), *unworded(reading, statements), *closing(reading)]
+    for section in SECTIONS:
+        yield from (one for one in fixed if one.section == section)
+        yield from _worded([one for one in statements if one.section == section], writers, style, seed=seed)
+
+
+def _worded(
+    statements: Sequence[Statement], writers: Sequence[Writer], style: Style, *, seed: int
+) -> list[Sentence]:
+    done: dict[int, Sentence] = {}
+    why: dict[int, str] = {}
+    for writer in writers:
+        for attempt in range(2):
+            left = [at for at in range(len(statements)) if at not in done]
+            if not left:
+                break
+            texts = writer.write(
+                [statements[at] for at in left], style, seed=seed + attempt, temperature=SECOND_TRY * attempt
+            )
+            for at, text in zip(left, texts, strict=True):
+                sentence, problem = checked(text, statements[at], writer.name)
+                if sentence is not None:
+                    done[at] = Sentence(sentence.section, sentence.text, sentence.finding_ids, writer.name, why.get(at))
+                else:
+                    why[at] = f"{writer.name} was turned down: {problem}"
+    for at, statement in enumerate(statements):
+        if at not in done:
+            text = statement_text(statement)
+            done[at] = Sentence(statement.section, text, ids_of(statement.findings), "templates", why.get(at))
+    return [done[at] for at in range(len(statements))]
+
+
+def checked(text: str, statement: Statement, writer: str) -> tuple[Sentence | None, str]:
+    """The sentence with its slots filled if it says what its findings say and nothing else; otherwise what is wrong."""
+    try:
+        filled = fill(text, statement)
+    except UnfilledSlot as error:
+        return None, f"slot {error}"
+    if not filled.endswith("."):
+        return None, "no end"
+    problems = verify_sentence(filled, statement.findings, has_prior=statement.prior is not None)
+    if problems:
+        return None, f"{problems[0].kind}, {problems[0].text}"
+    return Sentence(statement.section, filled, ids_of(statement.findings), writer), ""
+
+
+def ids_of(findings: Sequence[Finding]) -> tuple[str, ...]:
+    return tuple(one.id for one in findings)
