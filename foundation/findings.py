@@ -94,7 +94,8 @@ class Finding(Fact):
 
     `probability` is that of being present; it is only as good as `is_calibrated` says. `abnormal` says whether presence
     is a disease (a lesion) or normal anatomy (a hippocampus); None leaves it to the name. `note` is the reason for
-    whatever was not assessed. `pieces` are counted only by heads that detect lesions.
+    whatever was not assessed. `pieces` are counted only by heads that detect lesions. An outlook is about what will become of the
+    patient and not about what the images show: it is worded apart from the findings.
     """
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9.-]+$")]
@@ -108,6 +109,7 @@ class Finding(Fact):
     measurements: tuple[Measurement, ...] = ()
     evidence: Evidence | None = None
     pieces: tuple[Piece, ...] = ()
+    is_outlook: bool = False
     source: str
     note: str | None = None
 

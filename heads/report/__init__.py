@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Section = Literal["Technique", "Findings", "Impression", "Limits"]
+Section = Literal["Technique", "Findings", "Impression", "Outlook", "Limits"]
 SECTIONS: tuple[Section, ...] = get_args(Section)
 
 

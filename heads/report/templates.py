@@ -28,8 +28,9 @@ ACQUISITION_WORDS = {
 
 def draft(reading: Reading) -> Draft:
     """Every finding is in a sentence, every number from a finding; the last sentence says that this is a draft."""
-    groups = _groups(reading.findings)
-    sentences = [*_technique(reading), *_findings(reading, groups), *_impression(groups), *_limits(reading)]
+    groups = _groups([finding for finding in reading.findings if not finding.is_outlook])
+    told = [*_technique(reading), *_findings(reading, groups), *_impression(groups)]
+    sentences = [*told, *_outlook(reading), *_limits(reading)]
     return Draft(tuple(sentences))
 
 
@@ -101,6 +102,16 @@ def _impression(groups: Sequence[Sequence[Finding]]) -> Iterator[Sentence]:
             reasons = sorted({finding.note or "no reason was given" for finding in missing})
             text = f"Not assessed: {missing[0].name} ({'; '.join(reasons)})."
             yield _sentence("Impression", text, missing)
+
+
+def _outlook(reading: Reading) -> Iterator[Sentence]:
+    """What may become of the patient, with the model's own words on how it is known; no part of the findings."""
+    for finding in reading.findings:
+        if finding.is_outlook:
+            why = sorted({one.method for one in finding.measurements})
+            said = [_measured(one) for one in finding.measurements] if finding.presence != "not_assessed" else ["not assessed"]
+            text = f"{_capital(finding.name)}: {', '.join(said)}"
+            yield _sentence("Outlook", f"{'; '.join(filter(None, [text, finding.note, *why]))}.", [finding])
 
 
 def _limits(reading: Reading) -> Iterator[Sentence]:
