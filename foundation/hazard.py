@@ -4,10 +4,11 @@
     loss = -log_likelihood(logits, edges, Interval.of(seen, edges)).mean()
     survival(logits, edges, times)
 
-The hazard of a bin, sigmoid(logit), is the chance of the event in it for who comes to it. Within a bin the rate is constant (Kvamme &
-Borgan 2021), so curves are continuous; softplus(logit) is what a bin adds to the cumulative hazard H, and S(t) = exp(-H(t)).
-What is known of any patient is an interval (a, b] that holds the event, b infinite where it was not seen, and an entry u before which
-the patient could not have been seen to have it: its likelihood is (S(a) - S(b)) / S(u). Beyond the last edge nothing is said.
+The hazard of a bin, sigmoid(logit), is the chance of the event in it for who comes to it. Within a bin the rate is constant
+(Kvamme & Borgan 2021), so curves are continuous; softplus(logit) is what a bin adds to the cumulative hazard H, and
+S(t) = exp(-H(t)). What is known of any patient is an interval (a, b] that holds the event, b infinite where it was not seen, and
+an entry u before which the patient could not have been seen to have it: its likelihood is (S(a) - S(b)) / S(u). Beyond the last
+edge nothing is said.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ PRIOR = 0.5  # added to the events and to the non-events of a bin, so that none 
 
 @dataclass(frozen=True)
 class Interval:
-    """What is known of each patient's event: in (after, until], which is (after, infinity) where none was seen; who came at `entry`."""
+    """What is known of each patient's event: in (after, until], until infinite where none was seen; who came at `entry`."""
 
     after: Float[Tensor, " patients"]
     until: Float[Tensor, " patients"]
@@ -37,7 +38,8 @@ class Interval:
 
     @classmethod
     def of(cls, seen: FollowUp, edges: Float[Tensor, " edges"]) -> Interval:
-        """An event whose day is known lies in its bin, as far as the patient was there; one found at a visit since the one before."""
+        """An event whose day is known lies in its bin, as far as the patient was there; one found at a visit, since the one
+        before."""
         bounds = edges.double().cpu().numpy()
         place = np.clip(np.searchsorted(bounds, seen.time, side="left") - 1, 0, len(bounds) - 2)
         is_exact = seen.is_observed & (seen.after == seen.time)

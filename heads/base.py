@@ -189,7 +189,7 @@ class Head(nn.Module):
         """Take from the training rows what is not learnt by gradient: how frequent a class is, a number's mean and spread."""
 
     def settle(self, outputs: Sequence[Tensor], targets: Sequence[dict[str, Target]]) -> None:
-        """After training: take from studies that were not learnt from what makes answers mean what they say, besides a `calibration`."""
+        """After training, from studies that were not learnt from: what besides a `calibration` makes answers mean what they say."""
 
     def calibrated(self, output: Tensor) -> Tensor:
         """An output of scores with classes along axis 1, over the temperatures of the head's calibration if it has one."""

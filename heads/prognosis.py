@@ -30,7 +30,9 @@ from heads._study import StudyHead, number_of, refused
 from heads.base import HeadReading, StudyBatch, Target
 
 NOT_ADVICE = "a statistic of patients like this one, not for decisions about treatment"
-STIFFNESS = 0.3  # standard deviation that the shift and the logarithm of the slope are expected to have, before any is seen
+STIFFNESS = (
+    0.3  # standard deviation that the shift and the logarithm of the slope are expected to have, before any is seen
+)
 
 
 class Config(KindConfig):
@@ -137,8 +139,8 @@ class Head(StudyHead):
         self, output: Float[Tensor, "batch members bins"], times_days: Sequence[float] | np.ndarray
     ) -> Float[Tensor, "batch members times"]:
         """The chance of being free of the event at each time, by each member."""
-        times = torch.as_tensor(np.asarray(times_days, np.float32))
-        return hazard.survival(output.float().cpu(), self.edges.cpu(), times)
+        edges = self.edges.cpu()
+        return hazard.survival(output.to(edges).cpu(), edges, torch.as_tensor(np.asarray(times_days)).to(edges))
 
     @property
     def horizon_days(self) -> float:
@@ -191,7 +193,11 @@ class Head(StudyHead):
         mean, median = self._times(output)
         name = f"mean time without it within {self.horizon_days:.0f} days"
         measured.append(Measurement(name=name, value=mean, unit="d", method=method))
-        notes = [f"nothing is said beyond {self.horizon_days:.0f} days of follow-up ({', '.join(beyond)})"] if beyond else []
+        notes = (
+            [f"nothing is said beyond {self.horizon_days:.0f} days of follow-up ({', '.join(beyond)})"]
+            if beyond
+            else []
+        )
         if median is None:
             notes.append(f"median time not reached within {self.horizon_days:.0f} days")
         else:

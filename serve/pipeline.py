@@ -1,6 +1,7 @@
 """From a study to a reading: the only path, for the command line and the page alike.
 
     larmor read scan.nii.gz out --model runs/demo/models/structures
+    larmor read visit/ out --model runs/prognosis/model --ehr bundle.json
 
 Every model runs on the study, or says why it does not; what they find becomes typed findings; templates word the findings.
 """
@@ -14,6 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ehr.features import RecordSequence, sequence_of
+from ehr.index import Admitted, admit, index_of
+from ehr.record import read_records
+from ehr.vocabulary import Vocabulary
 from foundation.errors import InputError
 from foundation.figures import png_bytes, three_planes
 from foundation.files import write_folder_aside
@@ -73,9 +78,15 @@ def load_models(folders: Sequence[Path], backbones: Sequence[Path] = ()) -> list
     return models
 
 
-def read_study(study: Study, models: Sequence[LoadedModel], cache: FeatureCache | None = None) -> StudyReading:
+def read_study(
+    study: Study,
+    models: Sequence[LoadedModel],
+    cache: FeatureCache | None = None,
+    record: Admitted | None = None,
+) -> StudyReading:
     """Let every model look at the study. A model that was not made for such a study is not asked: its findings say so.
 
+    `record` is what may be known of the patient when the study begins; models that read records get it in their own codes.
     Models that look at the same series on the same grid are asked together, and what their encoders share runs once.
     """
     said: dict[str, HeadReading] = {}
@@ -99,7 +110,8 @@ def read_study(study: Study, models: Sequence[LoadedModel], cache: FeatureCache 
         else:
             asked.append(loaded)
     for prepared, asked in views.values():
-        for index, output in outputs_of([loaded.model for loaded in asked], prepared, cache):
+        records = [_sequence(loaded, record) for loaded in asked]
+        for index, output in outputs_of([loaded.model for loaded in asked], prepared, cache, records):
             head, name = asked[index].model.head, asked[index].config.name
             said[name] = head.read(output, prepared, source=name, mask_path=_mask_path(name) if head.draws else None)
     masks = {
@@ -122,7 +134,29 @@ def read_study(study: Study, models: Sequence[LoadedModel], cache: FeatureCache 
     return StudyReading(study, reading, draft(reading), masks)
 
 
-def read_to_folder(study: Path, out: Path, models: Sequence[Path], backbones: Sequence[Path] = ()) -> None:
+def record_before(bundle: Path, *, study_uid: str | None = None, at: str | None = None) -> Admitted:
+    """What a patient's record says that was known when the study began; the study is its only MR study unless it is named."""
+    record = read_records(bundle).only()
+    return admit(record, index_of(record, study_uid=study_uid, at=at))
+
+
+def _sequence(loaded: LoadedModel, record: Admitted | None) -> RecordSequence | None:
+    reading = loaded.model.head.reads_record
+    if reading is None or record is None:
+        return None
+    return sequence_of(record, Vocabulary(codes=reading.codes), max_events=reading.max_events)
+
+
+def read_to_folder(
+    study: Path,
+    out: Path,
+    models: Sequence[Path],
+    backbones: Sequence[Path] = (),
+    *,
+    ehr: Path | None = None,
+    study_uid: str | None = None,
+    at: str | None = None,
+) -> None:
     """The `larmor read` command: reading.json, report.md, report.html, pictures/, masks/ and, where lesions were counted,
     lesions.csv appear in `out` together."""
     out = out.resolve()
@@ -130,12 +164,19 @@ def read_to_folder(study: Path, out: Path, models: Sequence[Path], backbones: Se
         raise InputError(
             "OUT is a new folder or an earlier reading", got=out, remedy="Name another folder; nothing was written."
         )
+    if ehr is None and (study_uid or at):
+        raise InputError(
+            "--study-uid and --at say which study of a record it is", got="no --ehr", remedy="Add --ehr FILE."
+        )
+    record = None if ehr is None else record_before(ehr, study_uid=study_uid, at=at)
     loaded = load_models(models, backbones)
     if not loaded:
         print(
             "No model was named and none is in runs/demo/models: nothing in the images is assessed. `make demo` makes one."
         )
-    result = read_study(study_from_path(study), loaded)
+    result = read_study(study_from_path(study), loaded, record=record)
+    if record is not None and all(one.model.head.reads_record is None for one in loaded):
+        print("No model here reads a record: it was not used.")
     save_reading(result, out)
     for path in sorted(file for file in out.rglob("*") if file.is_file()):
         print(f"wrote {path}")

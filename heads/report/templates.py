@@ -109,7 +109,11 @@ def _outlook(reading: Reading) -> Iterator[Sentence]:
     for finding in reading.findings:
         if finding.is_outlook:
             why = sorted({one.method for one in finding.measurements})
-            said = [_measured(one) for one in finding.measurements] if finding.presence != "not_assessed" else ["not assessed"]
+            said = (
+                [_measured(one) for one in finding.measurements]
+                if finding.presence != "not_assessed"
+                else ["not assessed"]
+            )
             text = f"{_capital(finding.name)}: {', '.join(said)}"
             yield _sentence("Outlook", f"{'; '.join(filter(None, [text, finding.note, *why]))}.", [finding])
 

@@ -37,8 +37,20 @@ def naive(hazards: list[float], time: float, observed: bool) -> float:
 
 
 @pytest.mark.parametrize(
-    ("time", "observed"), [(5, True), (10, True), (12, True), (60, True), (5, False), (10, False), (45, False), (90, False), (0, False), (80, True)]
-)  # fmt: skip
+    ("time", "observed"),
+    [
+        (5, True),
+        (10, True),
+        (12, True),
+        (60, True),
+        (80, True),
+        (0, False),
+        (5, False),
+        (10, False),
+        (45, False),
+        (90, False),
+    ],
+)
 def test_likelihood_is_the_product_over_bins(time: float, observed: bool) -> None:
     hazards = [0.2, 0.5, 0.1]
     logits = torch.logit(torch.tensor([hazards], dtype=torch.double))
