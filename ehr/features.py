@@ -3,7 +3,7 @@
     sequence = sequence_of(admitted, vocabulary)
     table = tabulate([admitted, ...], vocabulary)     table.names, table.values with NaN where nothing is known
 
-`RecordSequence` is the plain type that heads may take; ehr/encoder.py turns it into tokens. Both views are pure functions of
+`RecordSequence` is the plain type that heads may take; heads/_record.py turns it into tokens. Both views are pure functions of
 what was admitted, to the last bit, however the files were ordered.
 """
 
@@ -21,8 +21,12 @@ from ehr.events import Event
 from ehr.index import Admitted
 from ehr.times import DAY_S, YEAR_S
 from ehr.units import State
-from ehr.vocabulary import UNKNOWN, Vocabulary
+from ehr.vocabulary import PADDING, UNKNOWN, Vocabulary
 from foundation.errors import InputError
+
+__all__ = [
+    "PADDING", "RecordSequence", "State", "Table", "age_years", "sequence_of", "tabulate",
+]  # fmt: skip
 
 OLDEST_YEARS = 90.0  # anyone above 89 counts as this
 COMPARATORS = {"": 0, "<": -1, "<=": -1, ">": 1, ">=": 1}

@@ -20,6 +20,7 @@ from monai.networks.nets.densenet import DenseNet121
 from monai.networks.nets.dynunet import DynUNet
 from torch import Tensor, nn
 
+from ehr.features import RecordSequence
 from finetune.samples import LabelledStudy, progress_over
 from foundation.encoder import Encoder, EncoderConfig, Features
 from foundation.errors import InputError
@@ -134,7 +135,7 @@ class Baseline(TaskModel):
     def fit(self, studies: Sequence[LabelledStudy]) -> None:
         raise NotImplementedError
 
-    def output_of(self, prepared: PreparedStudy) -> Tensor:
+    def output_of(self, prepared: PreparedStudy, record: RecordSequence | None = None) -> Tensor:
         raise NotImplementedError
 
 
@@ -169,7 +170,7 @@ class _Majority(Baseline):
     def fit(self, studies: Sequence[LabelledStudy]) -> None:
         """The head has met the rows already: what it adds to any answer is all there is."""
 
-    def output_of(self, prepared: PreparedStudy) -> Tensor:
+    def output_of(self, prepared: PreparedStudy, record: RecordSequence | None = None) -> Tensor:
         assert isinstance(self.head, StudyHead)
         return self.head.finish(torch.zeros(1, self.head.answer.out_features))
 
@@ -201,7 +202,7 @@ class _Linear(Baseline):
             found = self.look(StudyBatch.of([StudySample.of(prepared)], dense=False).tokens)
             return torch.cat([found.registers[0].flatten(), found.tokens[0].mean(dim=0)]).float().numpy()
 
-    def output_of(self, prepared: PreparedStudy) -> Tensor:
+    def output_of(self, prepared: PreparedStudy, record: RecordSequence | None = None) -> Tensor:
         assert isinstance(self.head, StudyHead)
         features = self.scale.transform(self._features(prepared)[None])[0]
         said = [weights @ features + constant for weights, constant in self.maps]
@@ -271,7 +272,7 @@ class _Atlas(_Dense):
             shares += torch.from_numpy(np.stack([sample_at(one, own.affine, box) for one in one_hot]))
         self.shares = shares / len(studies)
 
-    def output_of(self, prepared: PreparedStudy) -> Tensor:
+    def output_of(self, prepared: PreparedStudy, record: RecordSequence | None = None) -> Tensor:
         box = _body_grid(prepared)
         laid = np.stack([sample_at(one.numpy(), box.affine, prepared.grid) for one in self.shares])
         on_grid = torch.from_numpy(laid)
@@ -318,7 +319,7 @@ class _Threshold(_Dense):
         index = prepared.contrasts.index(contrast) if contrast in prepared.contrasts else 0  # pyright: ignore[reportArgumentType]
         return sign * prepared.voxels[index], prepared.body[index]
 
-    def output_of(self, prepared: PreparedStudy) -> Tensor:
+    def output_of(self, prepared: PreparedStudy, record: RecordSequence | None = None) -> Tensor:
         voxels, body = self._voxels(prepared, self.contrast, self.sign)
         is_there = torch.from_numpy((voxels > self.threshold) & body).float()
         return torch.stack([1 - is_there, is_there])[None] * 10

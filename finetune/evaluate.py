@@ -62,7 +62,7 @@ def evaluate_studies(
     """Run the model on whole studies and score each on the reference series' own voxels; `watch` sees each output and its score."""
     cases = {}
     for study in progress_over(studies, label):
-        output = model.output_of(study.prepared)
+        output = model.output_of(study.prepared, study.record_for(model.head))
         case = cases[study.row.name] = model.head.score_case(output, study.prepared, study.labels, study.targets)
         if watch is not None:
             watch(study, output, case)

@@ -15,7 +15,7 @@ from finetune.adapters import apply_recipe, merge_lora, take_adapter
 from finetune.baselines import FITTED, NETWORKS, Baseline, baseline, network
 from finetune.config import FinetuneConfig
 from finetune.evaluate import Evaluation, evaluate_studies, save_evaluation, without_nan
-from finetune.samples import LabelledSamples, LabelledStudy, choose_rows, read_labelled
+from finetune.samples import LabelledSamples, LabelledStudy, choose_rows, read_labelled, with_vocabulary
 from finetune.stopping import LOSS, ValidationLoss
 from finetune.trust.fit import calibrate, calibrating_rows, calibration_words
 from finetune.trust.ood import Reference
@@ -50,6 +50,7 @@ def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None
         collection, choose_rows(collection, config.data, config.training.seed), config
     )
     torch.manual_seed(config.training.seed)
+    asked, config = config, config.model_copy(update={"head": with_vocabulary(config.head, rows, collection.root)})
     model = make_model(config)
     backbone = Backbone.of(config.encoder) if config.encoder and config.recipe in ("frozen", "lora") else None
     apply_recipe(model, config)
@@ -59,7 +60,7 @@ def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None
     def begin() -> None:
         # Figures of an earlier run must not be taken for this one's if it is interrupted.
         (config.folder / "metrics.json").unlink(missing_ok=True)
-        save_config(config, config.folder / "config.yaml")
+        save_config(asked, config.folder / "config.yaml")
 
     studies = read_labelled(collection, rows, model.head, config.data.spacing_mm, label="read")
     model.head.meet([study.targets for study in studies])
@@ -195,7 +196,10 @@ def make_model(config: FinetuneConfig) -> TaskModel:
     start = load_model(config.encoder).model
     assert isinstance(start.encoder, Encoder)
     model = TaskModel.build(start.encoder.train(), config.head)
-    model.warm = frozenset(f"head.{name}" for name in model.head.adopt(start.head))
+    # What was learnt of one vocabulary says nothing of another.
+    same_codes = start.head.reads_record == model.head.reads_record
+    others = [name for name, _ in model.head.named_parameters() if "record." in name] if not same_codes else []
+    model.warm = frozenset(f"head.{name}" for name in model.head.adopt(start.head, but=frozenset(others)))
     return model
 
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
 
+from ehr.features import RecordSequence, sequence_of
+from ehr.index import Admitted, admit, index_of
+from ehr.record import read_records
+from ehr.vocabulary import Vocabulary
 from finetune.augment import Augment
 from finetune.config import DataConfig, FinetuneConfig
 from foundation.errors import InputError
@@ -16,6 +21,8 @@ from foundation.preprocess import Grid, PreparedStudy, prepare_study
 from foundation.progress import progress
 from foundation.reading.collection import Collection, Row, read_mask, read_study
 from foundation.training import Draw, fold, seeded
+from heads import HeadConfig
+from heads._record import RecordConfig
 from heads.base import Head, StudyBatch, StudySample, Target
 
 Thing = TypeVar("Thing")
@@ -25,15 +32,24 @@ NEAR_STRUCTURE = 0.7  # how often a crop is centred on a labelled voxel: small s
 
 @dataclass(frozen=True)
 class LabelledStudy:
-    """A study ready for the task, with its truth: `labels` on the reference series' own voxels, as class indices."""
+    """A study ready for the task, with its truth: `labels` on the reference series' own voxels, as class indices; and what may be
+    known of the patient's record when it begins, where the head reads that and there is one."""
 
     row: Row
     prepared: PreparedStudy
     labels: np.ndarray | None
+    admitted: Admitted | None = None
 
     @property
     def targets(self) -> dict[str, Target]:
         return dict(self.row.targets)
+
+    def record_for(self, head: Head) -> RecordSequence | None:
+        """The record in the codes that the head knows."""
+        reading = head.reads_record
+        if reading is None or self.admitted is None:
+            return None
+        return sequence_of(self.admitted, Vocabulary(codes=reading.codes), max_events=reading.max_events)
 
 
 def choose_rows(collection: Collection, data: DataConfig, seed: int) -> list[Row]:
@@ -69,8 +85,27 @@ def read_labelled(
                     file=collection.path,
                 )
             labels = read_mask(row, study, collection.root)
-        studies.append(LabelledStudy(row, prepare_study(study, spacing_mm), labels))
+        admitted = None if head.reads_record is None else record_of(row, collection.root)
+        studies.append(LabelledStudy(row, prepare_study(study, spacing_mm), labels, admitted))
     return studies
+
+
+def record_of(row: Row, root: Path) -> Admitted | None:
+    """What may be known of the row's patient when its study begins; None without a record."""
+    if row.ehr is None:
+        return None
+    record = read_records(root / row.ehr).only()
+    return admit(record, index_of(record, study_uid=row.study_uid))
+
+
+def with_vocabulary(head: HeadConfig, rows: Sequence[Row], root: Path) -> HeadConfig:
+    """The head's config with the codes that these rows' patients have, if it reads records and has none yet."""
+    reading: RecordConfig | None = getattr(head, "record", None)
+    if reading is None or reading.codes:
+        return head
+    known = [one for row in rows if (one := record_of(row, root)) is not None]
+    codes = Vocabulary.fit(known, min_patients=reading.min_patients).codes
+    return head.model_copy(update={"record": reading.model_copy(update={"codes": codes})})
 
 
 def progress_over(things: Sequence[Thing], label: str) -> Iterator[Thing]:
@@ -91,7 +126,8 @@ class LabelledSamples:
             labels = None
             if study.labels is not None:
                 labels = study.prepared.labels_to_grid(head.classes_of(study.labels))
-            self.samples.append(StudySample.of(study.prepared, labels, study.targets))
+            record = study.record_for(head)
+            self.samples.append(StudySample.of(study.prepared, labels, study.targets, record))
 
     def __len__(self) -> int:
         return len(self.samples)

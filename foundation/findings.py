@@ -103,7 +103,8 @@ class Finding(Config):
     `probability` is that of being present; it is only as good as `is_calibrated` says. `abnormal` says whether presence
     is a disease (a lesion) or normal anatomy (a hippocampus); None leaves it to the name. `note` is the reason for
     whatever was not assessed. `pieces` are counted only by heads that detect lesions. The side of a midline shift is
-    where the midline went. `change` is against the reading's prior study, `event` the record's own id of what it says.
+    where the midline went. `change` is against the reading's prior study, `event` the record's own id of what it says. An
+    outlook is about what will become of the patient and not about what the images show: it is worded apart from the findings.
     """
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9.-]+$")]
@@ -121,7 +122,7 @@ class Finding(Config):
     severity: Severity | None = None
     change: Change | None = None
     source: str
-    origin: Literal["image", "record"] = "image"
+    origin: Literal["image", "record", "outlook"] = "image"
     event: str | None = None
     note: str | None = None
 

@@ -1,11 +1,11 @@
-"""What heads that answer for a whole study share: attentive pooling of its tokens, and rows that do not have the answer."""
+"""What heads that answer for a whole study share: pooling of its tokens, the record beside them, and rows without the answer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from timm.layers.attention_pool import AttentionPoolLatent
 from torch import Tensor, nn
 
@@ -13,13 +13,17 @@ from foundation.encoder import HEAD_DIM, EncoderConfig, Features, attention_mask
 from foundation.errors import InputError
 from foundation.findings import Finding, finding_id
 from heads import base
+from heads._record import RecordBatch, RecordBranch, RecordConfig
 from heads.base import StudyBatch, Target
 
 PRIOR_COUNT = 1.0  # added to each class, so that one that a handful of rows lacks is not impossible
 
 
 class StudyHead(base.Head):
-    """A learned query attends to all tokens and registers; a linear layer, `answer`, reads the result."""
+    """A learned query attends to all tokens and registers; a linear layer, `answer`, reads the result.
+
+    Where the head's config has a `record`, the patient's record stands beside it (`heads/_record.py`).
+    """
 
     is_dense = False
 
@@ -30,12 +34,25 @@ class StudyHead(base.Head):
             encoder.width, num_heads=encoder.width // HEAD_DIM, mlp_ratio=2, norm_layer=nn.LayerNorm
         )
         self.dropout = nn.Dropout(dropout)
-        self.answer = nn.Linear(encoder.width, num_outputs)
+        record: RecordConfig | None = getattr(config, "record", None)
+        self.record = None if record is None else RecordBranch(record, encoder.width)
+        self.answer = nn.Linear(encoder.width if self.record is None else self.record.out_features, num_outputs)
 
     def forward(self, features: Features, batch: StudyBatch) -> Float[Tensor, "batch ..."]:
         x = self.norm(torch.cat([features.registers, features.tokens], dim=1))
         pooled = self.pool(x, attn_mask=attention_mask(batch.tokens, features.registers.shape[1]))
-        return self.finish(self.answer(self.dropout(pooled)))
+        return self.finish(self.conclude(pooled, batch.record, batch.has_image))
+
+    def conclude(
+        self,
+        pooled: Float[Tensor, "batch width"],
+        record: RecordBatch | None,
+        has_image: Bool[Tensor, " batch"] | None,
+    ) -> Float[Tensor, "batch outputs"]:
+        """The last layer's answer from what was pooled of the images, and the record."""
+        if self.record is not None:
+            pooled = self.record.join(pooled, record, has_image)
+        return self.answer(self.dropout(pooled))
 
     def finish(self, answer: Float[Tensor, "batch outputs"]) -> Float[Tensor, "batch ..."]:
         """The output from what a linear layer says, ours or another network's: in the target's unit, with its frequencies."""

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import SerializeAsAny, field_validator
 from torch import Tensor, nn
 
+from ehr.features import RecordSequence
 from foundation.calibration import Calibration
 from foundation.checkpoint import load_model_folder, read_about, save_model_folder
 from foundation.config import Config
@@ -24,6 +25,7 @@ from foundation.preprocess import Grid, PreparedStudy
 from foundation.study import Acquisition, Contrast, Study, contrast_index
 from foundation.tokens import Tokens, pad_to_patches, tokenise
 from heads import HeadConfig, head_module, parse_head
+from heads._record import RecordBatch, RecordConfig
 
 Target = float | int | str | list | None
 
@@ -39,10 +41,15 @@ class StudySample:
     acquisitions: tuple[Acquisition, ...]
     labels: Int[Tensor, "x y z"] | None = None
     targets: dict[str, Target] | None = None
+    record: RecordSequence | None = None
 
     @classmethod
     def of(
-        cls, prepared: PreparedStudy, labels: np.ndarray | None = None, targets: dict[str, Target] | None = None
+        cls,
+        prepared: PreparedStudy,
+        labels: np.ndarray | None = None,
+        targets: dict[str, Target] | None = None,
+        record: RecordSequence | None = None,
     ) -> StudySample:
         return cls(
             torch.from_numpy(prepared.voxels),
@@ -52,6 +59,7 @@ class StudySample:
             prepared.acquisitions,
             None if labels is None else torch.from_numpy(labels.astype(np.int64)),
             targets,
+            record,
         )
 
     def tokens(self) -> Tokens:
@@ -72,7 +80,8 @@ class StudySample:
 class StudyBatch:
     """Studies as a head sees them. `voxels`, `has_series`, `contrast` and `labels` are there only for dense heads.
 
-    `voxels` is padded to a common shape, a multiple of the patch; `labels` is -1 there.
+    `voxels` is padded to a common shape, a multiple of the patch; `labels` is -1 there. `record` is None where nobody has one,
+    `has_image` where everybody has images.
     """
 
     tokens: Tokens
@@ -81,6 +90,8 @@ class StudyBatch:
     contrast: Int[Tensor, "batch series"] | None
     labels: Int[Tensor, "batch x y z"] | None
     targets: tuple[dict[str, Target], ...]
+    record: RecordBatch | None = None
+    has_image: Bool[Tensor, " batch"] | None = None
 
     def to(self, device: torch.device | str) -> StudyBatch:
         def move(tensor: Tensor | None) -> Tensor | None:
@@ -93,6 +104,8 @@ class StudyBatch:
             has_series=move(self.has_series),
             contrast=move(self.contrast),
             labels=move(self.labels),
+            record=None if self.record is None else self.record.to(device),
+            has_image=move(self.has_image),
         )
 
     @classmethod
@@ -100,8 +113,10 @@ class StudyBatch:
         """Collate samples of any shape and number of series."""
         tokens = Tokens.collate([sample.tokens() for sample in samples])
         targets = tuple(sample.targets or {} for sample in samples)
+        records = [sample.record for sample in samples]
+        record = None if all(one is None for one in records) else RecordBatch.of(records)
         if not dense:
-            return cls(tokens, None, None, None, None, targets)
+            return cls(tokens, None, None, None, None, targets, record)
         padded = [pad_to_patches(sample.voxels) for sample in samples]
         shape = [max(volume.shape[axis] for volume in padded) for axis in range(4)]
         voxels = torch.zeros(len(samples), *shape)
@@ -119,7 +134,7 @@ class StudyBatch:
                 assert sample.labels is not None
                 x, y, z = sample.labels.shape
                 labels[i, :x, :y, :z] = sample.labels
-        return cls(tokens, voxels, has_series, contrast, labels, targets)
+        return cls(tokens, voxels, has_series, contrast, labels, targets, record)
 
 
 @dataclass(frozen=True)
@@ -157,6 +172,11 @@ class Head(nn.Module):
     def forward(self, features: Features, batch: StudyBatch) -> Tensor:
         raise NotImplementedError
 
+    @property
+    def reads_record(self) -> RecordConfig | None:
+        """How the head reads the patient's record beside the images; None if it does not."""
+        return getattr(getattr(self, "config", None), "record", None)
+
     def ask(self, encoder: nn.Module, batch: StudyBatch) -> Tensor:
         """The output, with everything that the head wants of the encoder; `looks_once` says that this is one look at all tokens,
         which other heads may then share."""
@@ -168,6 +188,9 @@ class Head(nn.Module):
 
     def meet(self, targets: Sequence[dict[str, Target]]) -> None:
         """Take from the training rows what is not learnt by gradient: how frequent a class is, a number's mean and spread."""
+
+    def settle(self, outputs: Sequence[Tensor], targets: Sequence[dict[str, Target]]) -> None:
+        """After training, from studies that were not learnt from: what besides a `calibration` makes answers mean what they say."""
 
     def calibrated(self, output: Tensor) -> Tensor:
         """An output of scores with classes along axis 1, over the temperatures of the head's calibration if it has one."""
@@ -293,9 +316,9 @@ class TaskModel(nn.Module):
         return self.encoder_rate if name in self.warm else 1.0
 
     @torch.inference_mode()
-    def output_of(self, prepared: PreparedStudy) -> Tensor:
+    def output_of(self, prepared: PreparedStudy, record: RecordSequence | None = None) -> Tensor:
         """The output for one whole study in one pass, on the model's device, as float32 on the CPU."""
-        batch = StudyBatch.of([StudySample.of(prepared)], dense=self.head.sees_voxels)
+        batch = StudyBatch.of([StudySample.of(prepared, record=record)], dense=self.head.sees_voxels)
         device = next(self.parameters()).device
         self.eval()
         return self.output(batch.to(device)).float().cpu()

@@ -21,6 +21,7 @@ from foundation.encoder import EncoderConfig
 from foundation.findings import Finding
 from foundation.preprocess import PreparedStudy
 from foundation.registry import KindConfig
+from heads._record import RecordConfig
 from heads._study import StudyHead, class_of, log_shares, refused, whole_study_finding
 from heads.base import HeadReading, StudyBatch, Target
 
@@ -31,7 +32,8 @@ class Config(KindConfig):
     """`target` is the key in a row's targets of one class among `classes`, by name or index; class 0 is the unremarkable one.
 
     Without a `target` each of the `classes` is a label of its own: the key of a row's targets whose value is 1 or 0. A row that
-    does not know an answer has null there, or no such key, and is not learnt from for that answer.
+    does not know an answer has null there, or no such key, and is not learnt from for that answer. With a `record` the patient's
+    record is read beside the images.
     """
 
     kind: Literal["classification"] = "classification"
@@ -39,6 +41,7 @@ class Config(KindConfig):
     classes: Annotated[tuple[str, ...], Field(min_length=1)]
     anatomy: str = "brain"
     dropout: float = 0.1
+    record: RecordConfig | None = None
 
     @model_validator(mode="after")
     def _classes_differ(self) -> Config:

@@ -18,6 +18,7 @@ from foundation.errors import InputError
 from foundation.findings import Finding, Measurement, finding_id
 from foundation.preprocess import PreparedStudy
 from foundation.registry import KindConfig
+from heads._record import RecordConfig
 from heads._study import StudyHead, number_of, refused
 from heads.base import HeadReading, StudyBatch, Target
 
@@ -25,7 +26,8 @@ from heads.base import HeadReading, StudyBatch, Target
 class Config(KindConfig):
     """`target` is the key in a row's targets; rows without it are not learnt from. `unit` is in UCUM (`a` is a year).
 
-    `name` is what a reading calls the number, which is a measurement and no disease.
+    `name` is what a reading calls the number, which is a measurement and no disease. With a `record` the patient's record is read
+    beside the images.
     """
 
     kind: Literal["regression"] = "regression"
@@ -34,6 +36,7 @@ class Config(KindConfig):
     unit: str
     anatomy: str = "brain"
     dropout: float = 0.1
+    record: RecordConfig | None = None
 
 
 class Head(StudyHead):

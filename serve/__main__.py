@@ -24,6 +24,7 @@ COMMANDS = {
     "report-train": "heads.report.command:train_command",
     "report-evaluate": "finetune.report:evaluate_command",
     "fewshot": "finetune.fewshot:fewshot_command",
+    "prognosis": "finetune.prognosis.command:prognosis_command",
     "serve": "serve.app:launch",
     "cohort": "ehr.command:cohort_command",
     "record": "ehr.command:record_command",
@@ -69,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
         "--writer", dest="writers", type=Path, action="append", default=[], metavar="DIR",
         help="who words the report: a folder of report-train, or of a language model; repeat from best to plainest",
     )  # fmt: skip
+    read.add_argument("--ehr", type=Path, metavar="RECORD", help="the patient's FHIR record, for models that read one")
+    read.add_argument("--study-uid", metavar="UID", help="the study's name in the record (default: its only MR study)")
+    read.add_argument("--at", metavar="TIME", help="when the study began, if the record does not say")
     _add_models(read)
 
     dicom = command("dicom", "list the series of a DICOM study: what each is, and which are set aside and why")
@@ -140,6 +144,29 @@ def _parser() -> argparse.ArgumentParser:
         "--set", dest="overrides", nargs="+", default=[], metavar="KEY=VALUE", help="what differs from the config"
     )
     fewshot.add_argument("--rows", help="only these recipes, as: scratch,lora,atlas (default: all that can do it)")
+
+    prognosis = command(
+        "prognosis", "put a prognosis beside everything that it has to beat; writes a table and pictures"
+    )
+    prognosis.add_argument("config", type=Path, metavar="CONFIG", help="as of finetune, or one of a table")
+    prognosis.add_argument(
+        "--set", dest="overrides", nargs="+", default=[], metavar="KEY=VALUE", help="what differs from the config"
+    )
+    prognosis.add_argument("--folds", type=int, default=5, help="of cross-validation (default: %(default)s)")
+    prognosis.add_argument("--repeats", type=int, default=1, help="of it all, otherwise cut (default: %(default)s)")
+    prognosis.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    prognosis.add_argument(
+        "--rows", metavar="TITLES", help="only these rows, by title, with ';' between (default: all)"
+    )
+    prognosis.add_argument(
+        "--measured-by",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="models whose volumes are seen of images too",
+    )
+    prognosis.add_argument("--picture", metavar="TITLE", help="the row to draw (default: both, deep)")
 
     serve = command("serve", "open the page; what it writes goes when the server stops, unless downloaded")
     _add_models(serve)
@@ -259,7 +286,7 @@ def _add_backbones(parser: argparse.ArgumentParser) -> None:
 
 def _check_paths(arguments: dict[str, Any]) -> None:
     """Complain about a path before anything slow is imported."""
-    for name in ("study", "prior", "current", "manifest", "config", "input", "cohort"):
+    for name in ("study", "prior", "current", "manifest", "config", "input", "cohort", "ehr"):
         path = arguments.get(name)
         if path is not None and not path.exists() and not (name in ("study", "prior", "current") and "#" in str(path)):
             raise InputError(f"the {name} exists", got=path, remedy="Give the path of an existing one.")
@@ -267,6 +294,7 @@ def _check_paths(arguments: dict[str, Any]) -> None:
         arguments.get("model"),
         arguments.get("adapter"),
         *arguments.get("models", []),
+        *arguments.get("measured_by", []),
         *arguments.get("backbones", []),
     ]
     for folder in named:

@@ -147,9 +147,7 @@ def report_html(reading: Reading, draft: Draft) -> str:
     """Each sentence a paragraph, followed by the numbers of the findings that it words."""
     numbers = {finding.id: number for number, finding in enumerate(reading.findings, start=1)}
     html = []
-    for section in SECTIONS:
-        if not draft.section(section):
-            continue
+    for section in filter(draft.section, SECTIONS):
         html.append(f'<section class="{section.lower()}"><h2>{section}</h2>')
         for sentence in draft.section(section):
             cited = " ".join(str(numbers[id]) for id in sentence.finding_ids)

@@ -23,8 +23,8 @@ from foundation.errors import InputError
 from foundation.findings import Finding, Structure
 from foundation.reading.dicom.headers import slices_of
 from foundation.reading.dicom.volumes import affine_of_plane
-from foundation.study import DicomSource, Series
 from foundation.snomed import PRESENCE, SIDES, TERMS, ucum
+from foundation.study import DicomSource, Series
 
 if TYPE_CHECKING:
     from serve.pipeline import StudyReading

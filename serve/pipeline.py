@@ -1,6 +1,7 @@
 """From a study to a reading: the only path, for the command line and the page alike.
 
     larmor read scan.nii.gz out --model runs/demo/models/structures
+    larmor read visit/ out --model runs/prognosis/model --ehr bundle.json
 
 Every model runs on the study, or says why it does not; what they find becomes typed findings; templates
 word the findings, or a writer where one is named, and then a verifier reads each sentence back.
@@ -15,6 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ehr.features import RecordSequence, sequence_of
+from ehr.index import Admitted, admit, index_of
+from ehr.record import read_records
+from ehr.vocabulary import Vocabulary
 from foundation.errors import InputError
 from foundation.figures import png_bytes, three_planes
 from foundation.files import write_folder_aside
@@ -79,9 +84,11 @@ def read_study(
     models: Sequence[LoadedModel],
     cache: FeatureCache | None = None,
     writers: Sequence[Writer] = (),
+    record: Admitted | None = None,
 ) -> StudyReading:
     """Let every model look at the study. A model that was not made for such a study is not asked: its findings say so.
 
+    `record` is what may be known of the patient when the study begins; models that read records get it in their own codes.
     Models that look at the same series on the same grid are asked together, and what their encoders share runs once. What no
     acquired contrast can show is not assessed, whatever a model says of it. Without `writers` templates word the findings.
     """
@@ -108,7 +115,8 @@ def read_study(
         else:
             asked.append(loaded)
     for prepared, asked in views.values():
-        for index, output in outputs_of([loaded.model for loaded in asked], prepared, cache):
+        records = [_sequence(loaded, record) for loaded in asked]
+        for index, output in outputs_of([loaded.model for loaded in asked], prepared, cache, records):
             head, name = asked[index].model.head, asked[index].config.name
             said[name] = head.read(output, prepared, source=name, mask_path=_mask_path(name) if head.draws else None)
     masks = {
@@ -121,9 +129,7 @@ def read_study(
         subject=study.subject,
         session=study.session,
         series=tuple(SeriesSummary.of(series) for series in study.series),
-        findings=each_once(
-            if_seen(finding, acquired) for one in models for finding in said[one.config.name].findings
-        ),
+        findings=each_once(if_seen(finding, acquired) for one in models for finding in said[one.config.name].findings),
         models=tuple(_used(one) for one in models),
         warnings=(
             *_warnings(study),
@@ -155,6 +161,19 @@ def _non_diagnostic(study: Study, models: Sequence[LoadedModel], why: str) -> St
     return StudyReading(study, reading, write_report(reading), {})
 
 
+def record_before(bundle: Path, *, study_uid: str | None = None, at: str | None = None) -> Admitted:
+    """What a patient's record says that was known when the study began; the study is its only MR study unless it is named."""
+    record = read_records(bundle).only()
+    return admit(record, index_of(record, study_uid=study_uid, at=at))
+
+
+def _sequence(loaded: LoadedModel, record: Admitted | None) -> RecordSequence | None:
+    reading = loaded.model.head.reads_record
+    if reading is None or record is None:
+        return None
+    return sequence_of(record, Vocabulary(codes=reading.codes), max_events=reading.max_events)
+
+
 def read_to_folder(
     study: Path,
     out: Path,
@@ -163,6 +182,9 @@ def read_to_folder(
     choose: Sequence[str] = (),
     visit: int | None = None,
     writers: Sequence[Path] = (),
+    ehr: Path | None = None,
+    study_uid: str | None = None,
+    at: str | None = None,
 ) -> None:
     """The `larmor read` command: reading.json, report.md, report.html, pictures/, masks/ and, where lesions were counted,
     lesions.csv appear in `out` together."""
@@ -171,15 +193,22 @@ def read_to_folder(
         raise InputError(
             "OUT is a new folder or an earlier reading", got=out, remedy="Name another folder; nothing was written."
         )
+    if ehr is None and (study_uid or at):
+        raise InputError(
+            "--study-uid and --at say which study of a record it is", got="no --ehr", remedy="Add --ehr FILE."
+        )
+    record = None if ehr is None else record_before(ehr, study_uid=study_uid, at=at)
     loaded = load_models(models, backbones)
     if not loaded:
         print(
             "No model was named and none is in runs/demo/models: nothing in the images is assessed. `make demo` makes one."
         )
     scribes, reasons = load_writers(writers)
-    result = read_study(study_from_path(study, choose, visit), loaded, writers=scribes)
+    result = read_study(study_from_path(study, choose, visit), loaded, writers=scribes, record=record)
     for reason in (*reasons, *result.draft.remarks):
         print(reason)
+    if record is not None and all(one.model.head.reads_record is None for one in loaded):
+        print("No model here reads a record: it was not used.")
     save_reading(result, out)
     for path in sorted(file for file in out.rglob("*") if file.is_file()):
         print(f"wrote {path}")

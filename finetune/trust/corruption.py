@@ -56,7 +56,7 @@ def measure_corruption(
     def measure(study: LabelledStudy, kind: str, severity: int, drawn: int) -> Figures:
         try:
             spoilt = spoil(study, spacing_mm, kind, severity, drawn) if severity else study
-            output = model.output_of(spoilt.prepared)
+            output = model.output_of(spoilt.prepared, spoilt.record_for(model.head))
             return {score: finite(model.head.score_case(output, spoilt.prepared, spoilt.labels, spoilt.targets)[score])}
         except InputError:
             return {score: 0.0}

@@ -140,7 +140,7 @@ class _Before:
 
     @cached_property
     def output(self) -> Tensor:
-        return self.model.output_of(self.labelled.prepared)
+        return self.model.output_of(self.labelled.prepared, self.labelled.record_for(self.model.head))
 
     @cached_property
     def answer(self) -> np.ndarray:

@@ -39,12 +39,16 @@ def has_truth(row: Row, head: HeadConfig) -> bool:
 
 def calibrate(model: TaskModel, studies: Sequence[LabelledStudy], *, source: str) -> Calibration | None:
     """Fit a calibration on studies that the model did not learn from and give it to the head; None where that cannot be."""
-    seen = []
+    seen, outputs = [], []
     for number, study in enumerate(progress_over(studies, "calibrate")):
-        output = model.output_of(study.prepared)
+        output = model.output_of(study.prepared, study.record_for(model.head))
+        if not model.head.is_dense:
+            outputs.append(output)
         # `case` is what a score would need; a calibration needs none.
         seen.append(look_back(model.head, study, output, {}, seed=number))
     head = model.head
+    if outputs:
+        head.settle(outputs, [study.targets for study in studies])
     head.calibration = fit_calibration(seen, num_questions=head.num_questions, dense=head.is_dense, source=source)
     return head.calibration
 

@@ -12,38 +12,46 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ehr.features import RecordSequence
 from foundation.encoder import Encoder, Features, OnTheWay
 from foundation.preprocess import PreparedStudy
 from foundation.tokens import TENSOR_FIELDS, Tokens
+from heads._record import RecordBatch
 from heads.base import StudyBatch, StudySample, TaskModel
 
 
 @torch.inference_mode()
 def outputs_of(
-    models: Sequence[TaskModel], prepared: PreparedStudy, cache: FeatureCache | None = None
+    models: Sequence[TaskModel],
+    prepared: PreparedStudy,
+    cache: FeatureCache | None = None,
+    records: Sequence[RecordSequence | None] | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Each model's output for one whole study with the model's index, as `output_of` gives it, in the order that shares most.
 
-    They come one at a time, because those of dense heads are large.
+    They come one at a time, because those of dense heads are large. `records` are the patient's, in each model's own codes.
     """
     if not models:
         return
     device = next(models[0].parameters()).device
     dense = any(model.head.sees_voxels for model in models)
     batch = StudyBatch.of([StudySample.of(prepared)], dense=dense).to(device)
+    records = records or [None] * len(models)
+    batches = [batch if one is None else replace(batch, record=RecordBatch.of([one]).to(device)) for one in records]
     sharing = [index for index, model in enumerate(models) if model.head.looks_once]
     for place, features in features_of([models[index].encoder for index in sharing], batch.tokens, cache):
         model = models[sharing[place]].eval()
-        yield sharing[place], model.head(features, batch).float().cpu()
+        yield sharing[place], model.head(features, batches[sharing[place]]).float().cpu()
     for index, model in enumerate(models):
         if not model.head.looks_once:
-            yield index, model.eval().output(batch).float().cpu()
+            yield index, model.eval().output(batches[index]).float().cpu()
 
 
 def features_of(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Section = Literal["Indication", "Technique", "Comparison", "Findings", "Impression", "Limits"]
+Section = Literal["Indication", "Technique", "Comparison", "Findings", "Impression", "Outlook", "Limits"]
 SECTIONS: tuple[Section, ...] = get_args(Section)
 
 
@@ -38,5 +38,7 @@ class Draft:
         parts = []
         for name in SECTIONS:
             if found := [sentence.text for sentence in self.section(name)]:
-                parts.append(f"{name.upper()}\n" + ("\n".join(f"- {one}" for one in found) if listed else " ".join(found)))
+                parts.append(
+                    f"{name.upper()}\n" + ("\n".join(f"- {one}" for one in found) if listed else " ".join(found))
+                )
         return "\n\n".join(parts) + "\n"

@@ -101,7 +101,11 @@ def said_in(text: str, names: Sequence[str]) -> set[Key]:
 def urgent_omissions(text: str, claims: Reading) -> tuple[int, int]:
     """How many urgent findings were claimed, and how many of them the Findings section names nowhere."""
     urgent = [one for one in _positive(claims) if one.urgency == "urgent"]
-    named = {mention.finding for mention in mentions_in(text, [one.name for one in urgent], ("Findings",)) if mention.hedge != "absent"}
+    named = {
+        mention.finding
+        for mention in mentions_in(text, [one.name for one in urgent], ("Findings",))
+        if mention.hedge != "absent"
+    }
     return len(urgent), sum(one.name.lower() not in named for one in urgent)
 
 

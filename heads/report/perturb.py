@@ -96,7 +96,13 @@ def _renumbered(text: str, rng: Generator) -> str | None:
 
 def _compared(text: str, rng: Generator) -> str | None:
     """A comparison where there was none, or another one."""
-    others = {"unchanged": "increased", "stable": "increased", "larger": "smaller", "smaller": "larger", "new": "unchanged"}
+    others = {
+        "unchanged": "increased",
+        "stable": "increased",
+        "larger": "smaller",
+        "smaller": "larger",
+        "new": "unchanged",
+    }
     if re.search(r"\b(?:since|on|compared with) \S*\d{4}", text):
         return _exchange(text, others, rng)
     ways = (", unchanged since the prior study.", ", increased compared with the previous examination.", ", stable.")
@@ -105,11 +111,17 @@ def _compared(text: str, rng: Generator) -> str | None:
 
 def _swapped(text: str, rng: Generator) -> str | None:
     """One finding called by another's name."""
-    found = [(row, word) for row, names in enumerate(CALLED) for word in names if re.search(rf"\b{word}\b", text, re.IGNORECASE)]
+    found = [
+        (row, word)
+        for row, names in enumerate(CALLED)
+        for word in names
+        if re.search(rf"\b{word}\b", text, re.IGNORECASE)
+    ]
     if not found:
         return None
     row, word = max(found, key=lambda one: len(one[1]))
-    text = re.sub(rf"\b(?:enhancing|necrotic) (?={word})", "", text, flags=re.IGNORECASE)  # these words are findings too
+    text = re.sub(
+        rf"\b(?:enhancing|necrotic) (?={word})", "", text, flags=re.IGNORECASE
+    )  # these words are findings too
     others = [names[0] for at, names in enumerate(CALLED) if at != row and names[0].lower() not in text.lower()]
     return re.sub(rf"\b{word}\b", others[int(rng.integers(len(others)))], text, count=1, flags=re.IGNORECASE)
-

@@ -58,6 +58,7 @@ def unworded(reading: Reading, statements: Sequence[Statement]) -> Iterator[Sent
 
 
 def closing(reading: Reading) -> Iterator[Sentence]:
+    yield from _outlook(reading)
     yield from _limits(reading)
 
 
@@ -144,6 +145,20 @@ def _impression(groups: Sequence[Sequence[Finding]]) -> Iterator[Sentence]:
             reasons = sorted({finding.note or "no reason was given" for finding in missing})
             text = f"Not assessed: {missing[0].name} ({'; '.join(reasons)})."
             yield _sentence("Impression", text, missing)
+
+
+def _outlook(reading: Reading) -> Iterator[Sentence]:
+    """What may become of the patient, with the model's own words on how it is known; no part of the findings."""
+    for finding in reading.findings:
+        if finding.origin == "outlook":
+            why = sorted({one.method for one in finding.measurements})
+            said = (
+                [_measured(one) for one in finding.measurements]
+                if finding.presence != "not_assessed"
+                else ["not assessed"]
+            )
+            text = f"{_capital(finding.name)}: {', '.join(said)}"
+            yield _sentence("Outlook", f"{'; '.join(filter(None, [text, finding.note, *why]))}.", [finding])
 
 
 def _limits(reading: Reading) -> Iterator[Sentence]:

@@ -175,7 +175,9 @@ def _without_overlaps(candidates: Sequence[tuple[int, int, str]]) -> list[tuple[
 def _with_ellipses(clause: str, spans: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
     """'the right hippocampus measures 3 ml and the left 4 ml' names the hippocampus twice."""
     more = []
-    for match in re.finditer(r"(?:[;,]|\band)\s+(?:the )?(?=(?:right|left)\s+(?:\d|not\b|uncertain|[a-z ]{0,30}\d))", clause):
+    for match in re.finditer(
+        r"(?:[;,]|\band)\s+(?:the )?(?=(?:right|left)\s+(?:\d|not\b|uncertain|[a-z ]{0,30}\d))", clause
+    ):
         before = [span for span in spans if span[1] <= match.start()]
         after = [span for span in spans if span[0] >= match.end()]
         side = re.search(r"\b(right|left)\b", clause[: match.start()])
@@ -209,7 +211,9 @@ def _side(before: str, inside: str, after: str) -> str | None:
     """The nearest side: inside the name, before it, then after it."""
     for part, from_end in ((inside, False), (before, True), (after, False)):
         found = sorted(
-            (match.start(), side) for side, pattern in words.SIDES.items() for match in _compiled(pattern).finditer(part)
+            (match.start(), side)
+            for side, pattern in words.SIDES.items()
+            for match in _compiled(pattern).finditer(part)
         )
         sides = [side for _, side in found if side != "midline"]
         if {"right", "left"} <= set(sides) and not re.search(r"\bto the (?:right|left)\b", part):

@@ -31,6 +31,11 @@ SMALLER: dict[str, dict[str, Any]] = {
         "channels": [4, 8, 8],
         "bottleneck": 16,
     },
+    "prognosis": {
+        "record": None,
+        "members": 2,
+        "horizons_days": [1.0, 2.0],
+    },  # with a record: tests/heads/test_prognosis.py
     "anomaly": {"looks": 2, "decoder_width": 64, "decoder_depth": 1},
 }
 

@@ -3,6 +3,8 @@
     encoder = RecordEncoder(RecordEncoderConfig(vocabulary_size=len(vocabulary)))
     tokens = encoder(RecordBatch.of([sequence, None]))     # (2, num_tokens, width); None is no record
 
+A head whose config has a `RecordConfig` reads them through a `RecordBranch`. Of the record only its plain features are known here.
+
 One token per event: what it is and what was measured together (fused code and value, which beats a token for each), when it was
 (log-days before the index and the order of moments, which beat inserted time tokens), a small transformer, and learned queries that
 pool any number of events into `num_tokens` (Perceiver, Jaegle et al. 2021). A patient without a record has learned tokens
@@ -22,9 +24,7 @@ from pydantic import Field
 from timm.layers.attention_pool import AttentionPoolLatent
 from torch import Tensor, nn
 
-from ehr.features import RecordSequence
-from ehr.units import State
-from ehr.vocabulary import PADDING
+from ehr.features import PADDING, RecordSequence, State
 from foundation.config import Config
 from foundation.encoder import HEAD_DIM, make_blocks
 
@@ -43,6 +43,25 @@ class RecordEncoderConfig(Config):
     num_tokens: Annotated[int, Field(ge=1)] = 8
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     record_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
+
+
+class RecordConfig(Config):
+    """How a head reads the patient's record beside the images.
+
+    `codes` is the vocabulary, in its order. Fine-tuning fits it on the training patients before their index study, with the codes
+    that `min_patients` of them have, and keeps it here with the weights. In training `record_dropout` of the records and
+    `image_dropout` of the studies are left out, so that reading without either has been practised.
+    """
+
+    codes: tuple[str, ...] = ()
+    min_patients: Annotated[int, Field(ge=1)] = 5
+    max_events: Annotated[int, Field(ge=2)] = 256
+    width: Annotated[int, Field(multiple_of=HEAD_DIM)] = 64
+    depth: Annotated[int, Field(ge=1)] = 1
+    num_tokens: Annotated[int, Field(ge=1)] = 8
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    record_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    image_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
 @dataclass(frozen=True)
@@ -162,6 +181,46 @@ class RecordEncoder(nn.Module):
             return torch.zeros(len(batch.code), dtype=torch.bool, device=device)
         drawn = torch.rand(len(batch.code), generator=generator, device=generator.device if generator else device)
         return drawn.to(device) < self.config.record_dropout
+
+
+class RecordBranch(nn.Module):
+    """The record beside what a head took from the images: both side by side, each replaced by a learned vector where it is missing.
+
+    The record's tokens are averaged and the two are not mixed before the head's last layer, so what each says adds up: with few
+    patients there is nothing to learn interactions from.
+    """
+
+    def __init__(self, config: RecordConfig, image_width: int):
+        super().__init__()
+        self.config = config
+        self.encoder = RecordEncoder(
+            RecordEncoderConfig(
+                vocabulary_size=max(len(config.codes), PADDING + 2),
+                width=config.width,
+                depth=config.depth,
+                num_tokens=config.num_tokens,
+                dropout=config.dropout,
+                record_dropout=config.record_dropout,
+            )
+        )
+        self.norm = nn.LayerNorm(config.width)
+        self.no_image = nn.Parameter(torch.zeros(image_width))
+        self.out_features = image_width + config.width
+
+    def join(
+        self,
+        image: Float[Tensor, "batch image_width"],
+        record: RecordBatch | None,
+        has_image: Bool[Tensor, " batch"] | None,
+    ) -> Float[Tensor, "batch both"]:
+        """None is: nobody has a record, everybody has images."""
+        if record is None:
+            record = RecordBatch.of([None] * len(image)).to(image.device)
+        seen = torch.ones(len(image), dtype=torch.bool, device=image.device) if has_image is None else has_image
+        if self.training:
+            seen = seen & (torch.rand(len(image), device=image.device) >= self.config.image_dropout)
+        image = torch.where(seen[:, None], image, self.no_image.to(image.dtype))
+        return torch.cat([image, self.norm(self.encoder(record)).mean(dim=1).to(image.dtype)], dim=1)
 
 
 def _squashed(position: Tensor) -> Tensor:

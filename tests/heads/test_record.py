@@ -9,9 +9,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from ehr.encoder import RecordBatch, RecordEncoder, RecordEncoderConfig
-from ehr.features import DTYPES, RecordSequence
-from ehr.units import State
+from ehr.features import DTYPES, RecordSequence, State
+from heads._record import RecordBatch, RecordEncoder, RecordEncoderConfig
 
 CONFIG = RecordEncoderConfig(vocabulary_size=40, width=64, depth=2, num_tokens=8)
 

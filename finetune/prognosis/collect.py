@@ -1,0 +1,158 @@
+"""The patients of a prognosis from a collection: outcomes from the rows' targets, records from their files, and images through a
+frozen encoder, once.
+
+What is kept of a study are the registers, and mean, spread and largest value of every feature over its tokens. Models that outline
+structures (`measured_by`) add the volumes that they find. Patients that any of these models learnt from are left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ehr.features import age_years
+from ehr.index import Admitted
+from finetune.config import FinetuneConfig
+from finetune.prognosis.patients import Patients
+from finetune.samples import record_of
+from foundation.checkpoint import read_about
+from foundation.encoder import Encoder
+from foundation.errors import InputError
+from foundation.files import write_aside
+from foundation.preprocess import PreparedStudy, prepare_study
+from foundation.progress import progress
+from foundation.reading.collection import Collection, Row, read_manifest, read_study
+from foundation.study import CONTRASTS
+from heads.adapters.folder import LoadedModel, load_model
+from heads.base import StudyBatch, StudySample
+from heads.prognosis import Head
+from heads.segmentation import LabelMapHead
+
+
+def from_collection(config: FinetuneConfig, head: Head, *, measured_by: Sequence[Path] = ()) -> Patients:
+    """Every row with an outcome, whatever its split, but those that the models learnt from."""
+    collection = read_manifest(config.data.manifest)
+    folders = [*([] if config.encoder is None else [config.encoder]), *measured_by]
+    if not folders:
+        raise InputError(
+            "images are seen through a fitted model",
+            got="encoder: null",
+            remedy="Set encoder=FOLDER, or --measured-by.",
+        )
+    learnt = {subject for folder in folders for subject in read_about(folder)["provenance"].get("trained_on", ())}
+    rows = [row for row in collection.rows if row.subject not in learnt]
+    seen, known = head.follow_up([dict(row.targets) for row in rows])
+    rows = [rows[index] for index in known]
+    if not rows:
+        remedy = "Name them in head.time and head.observed."
+        raise InputError(
+            "patients have outcomes", got="none that no model learnt from", remedy=remedy, file=collection.path
+        )
+    notes = [f"{len(collection.rows)} studies, {len(rows)} with an outcome that no model here had learnt from."]
+    records = [record_of(row, collection.root) for row in rows]
+    without = sum(one is None for one in records)
+    if without:
+        notes.append(f"{without} of them without a record.")
+    image = _image_columns(config, collection, rows, measured_by)
+    return Patients(
+        tuple(row.name for row in rows),
+        seen,
+        np.array([_person(row, record) for row, record in zip(rows, records, strict=True)]),
+        image,
+        records=tuple(records),
+        oracle=_oracle(collection.root, rows),
+        notes=tuple(notes),
+    )
+
+
+def _person(row: Row, record: Admitted | None) -> list[float]:
+    """Age and whether male, as the record has them, or the manifest."""
+    if record is not None and (age := age_years(record)) is not None and record.record.sex in ("male", "female"):
+        return [age, float(record.record.sex == "male")]
+    age, sex = row.targets.get("age_years"), row.targets.get("sex")
+    return [
+        float(age) if isinstance(age, int | float) else float("nan"),
+        float(sex == "male") if sex in ("male", "female") else float("nan"),
+    ]
+
+
+def _oracle(root: Path, rows: Sequence[Row]) -> Mapping[str, np.ndarray] | None:
+    """A cohort's true log hazards; None unless every patient has them."""
+    found: dict[str, list[float]] = {"image": [], "record": []}
+    for row in rows:
+        path = (root / row.series[0].path).parent / "truth.json"
+        parts = json.loads(path.read_text()).get("outcome", {}).get("log_hazard_parts") if path.is_file() else None
+        if not parts:
+            return None
+        for name, values in found.items():
+            values.append(float(parts[name]))
+    return {name: np.array(values) for name, values in found.items()}
+
+
+# ------------------------------------------------------------------------------------------------ images
+
+
+def _image_columns(
+    config: FinetuneConfig, collection: Collection, rows: Sequence[Row], measured_by: Sequence[Path]
+) -> np.ndarray:
+    """Kept in the folder, under what they were made from."""
+    spacing = config.data.spacing_mm
+    weights = [
+        read_about(folder)["provenance"].get("weights_sha256") for folder in (config.encoder, *measured_by) if folder
+    ]
+    made_from = json.dumps([weights, collection.fingerprint(), spacing, [row.name for row in rows], CONTRASTS])
+    kept = config.folder / f"images-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}.npy"
+    if kept.is_file():
+        return np.load(kept)
+    encoder = None if config.encoder is None else _encoder(config.encoder)
+    models = [load_model(folder) for folder in measured_by]
+    found = []
+    with progress(total=len(rows), label="look", unit="study") as bar:
+        for row in rows:
+            study = read_study(row, collection.root)
+            prepared = prepare_study(study, spacing)
+            columns = [] if encoder is None else [pooled_features(encoder, prepared)]
+            columns += [measured_volumes(one, prepared) for one in models]
+            found.append(np.concatenate(columns))
+            bar.update()
+    with write_aside(kept) as aside:
+        np.save(aside, np.stack(found))
+    return np.stack(found)
+
+
+def _encoder(folder: Path) -> Encoder:
+    if read_about(folder)["kind"] == "encoder":
+        return Encoder.load(folder).eval()
+    encoder = load_model(folder).model.encoder
+    assert isinstance(encoder, Encoder)
+    return encoder.eval()
+
+
+@torch.inference_mode()
+def pooled_features(encoder: Encoder, prepared: PreparedStudy) -> np.ndarray:
+    """Registers, then mean, standard deviation and maximum over all tokens."""
+    features = encoder(StudyBatch.of([StudySample.of(prepared)], dense=False).tokens)
+    tokens = features.tokens[0].float()
+    parts = [features.registers[0].flatten(), tokens.mean(dim=0), tokens.std(dim=0), tokens.max(dim=0).values]
+    return torch.cat([part.float() for part in parts]).numpy()
+
+
+@torch.inference_mode()
+def measured_volumes(loaded: LoadedModel, prepared: PreparedStudy) -> np.ndarray:
+    """ln(1 + ml) of each structure that the model outlines, counted by probability: a voxel that is half sure is half a voxel."""
+    head = loaded.model.head
+    if not isinstance(head, LabelMapHead):
+        remedy = "Name the folder of a model that outlines structures."
+        raise InputError(
+            "--measured-by outlines structures", got=loaded.config.head.kind, remedy=remedy, file=loaded.folder
+        )
+    output = loaded.model.output_of(prepared)
+    x, y, z = prepared.grid.shape
+    probable = output[0, :, :x, :y, :z].softmax(dim=0)[1:]
+    voxel_ml = float(np.prod(prepared.grid.spacing_mm)) / 1000
+    return np.log1p(probable.flatten(1).sum(dim=1).numpy() * voxel_ml)

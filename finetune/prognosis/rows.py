@@ -1,0 +1,297 @@
+"""Every row that a prognosis has to stand beside, on the same patients, in cross-validation: fitted, measured, compared.
+
+Each fold is fitted under a seed of its own, on the others, down to vocabulary, bins and calibration; every patient is read once per
+repetition by models that had not seen them. Concordance and AUC compare patients of one fold, because risks of two folds come from
+two models (pooled, a model that knows nothing would score less than one half). Intervals are bootstraps over patients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from finetune.evaluate import RESAMPLES, Interval
+from finetune.prognosis.fit import Fit, Sees, fit, parts_of
+from finetune.prognosis.patients import Patients, View
+from foundation import survival
+from foundation.cohort.outcome import FRAILTY, SCALE_DAYS, SHAPE
+from foundation.errors import InputError
+from foundation.progress import progress
+from foundation.survival import Figure, FollowUp, NotEstimable
+from foundation.training import fold as fold_seed
+from heads.prognosis import Config as PrognosisHeadConfig
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a row is called and what is different about it. `withheld` is kept from it when it reads, not when it learns."""
+
+    title: str
+    sees: Sees
+    is_deep: bool = False
+    shuffled: bool = False
+    permuted: bool = False
+    withheld: str = ""
+    reads_as: str | None = None  # of which fitted row this is another reading
+
+
+ROWS = (
+    Row("Kaplan-Meier only", "nothing"),
+    Row("age and sex", "person"),
+    Row("record only, linear", "record"),
+    Row("record only, deep", "record", is_deep=True),
+    Row("image only, linear", "image"),
+    Row("image only, deep", "image", is_deep=True),
+    Row("both, linear", "both"),
+    Row("both, deep", "both", is_deep=True),
+    Row("both, linear, records shuffled", "both", shuffled=True),
+    Row("both, deep, records shuffled", "both", is_deep=True, shuffled=True),
+    Row("both, linear, labels permuted", "both", permuted=True),
+    Row("both, deep, labels permuted", "both", is_deep=True, permuted=True),
+    Row("both, deep, read without the record", "both", is_deep=True, withheld="record", reads_as="both, deep"),
+    Row("both, deep, read without the images", "both", is_deep=True, withheld="image", reads_as="both, deep"),
+)
+COMPARED = (
+    ("both, linear", "image only, linear"),
+    ("both, linear", "record only, linear"),
+    ("both, linear", "both, linear, records shuffled"),
+    ("both, linear, records shuffled", "image only, linear"),
+    ("both, deep", "image only, deep"),
+    ("both, deep", "record only, deep"),
+    ("both, deep", "both, deep, records shuffled"),
+    ("both, deep, records shuffled", "image only, deep"),
+    ("both, deep", "both, linear"),
+    ("both, linear", "oracle: image and record"),
+    ("both, deep", "oracle: image and record"),
+)
+
+
+@dataclass
+class Said:
+    """What a row said of every patient in one repetition: survival at `times` (mean over members, and each member's), and a risk
+    that orders them: the share of the follow-up's time that is lost."""
+
+    times: Float[np.ndarray, " times"]
+    survival: Float[np.ndarray, "patients times"]
+    lowest: Float[np.ndarray, "patients times"]
+    highest: Float[np.ndarray, "patients times"]
+
+    @classmethod
+    def nothing(cls, num: int, times: np.ndarray) -> Said:
+        return cls(times, *(np.full((num, len(times)), np.nan) for _ in range(3)))
+
+    @property
+    def risk(self) -> Float[np.ndarray, " patients"]:
+        lost = 1 - np.trapezoid(self.survival, self.times, axis=1) / (self.times[-1] - self.times[0])
+        return np.round(lost, 9)  # what is the same for all must not differ in the last bit
+
+    def at(self, day: float) -> Float[np.ndarray, " patients"]:
+        """The chance of the event by then."""
+        return 1 - self.along(np.array([day]))[:, 0]
+
+    def along(self, days: Float[np.ndarray, " days"]) -> Float[np.ndarray, "patients days"]:
+        return np.stack([np.interp(days, self.times, one) for one in self.survival])
+
+    def at_own(self, days: Float[np.ndarray, " patients"]) -> Float[np.ndarray, " patients"]:
+        return np.array([np.interp(day, self.times, one) for day, one in zip(days, self.survival, strict=True)])
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A row's figures with their intervals; `why` says of those that could not be estimated why not."""
+
+    title: str
+    figures: dict[str, Interval]
+    d_calibration_p: float
+    by_fold: tuple[float, ...]
+    why: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The whole of it. `said` holds every row's first repetition, for pictures; `differences` are of concordance, paired by
+    patient."""
+
+    num_patients: int
+    num_events: int
+    horizon_days: float
+    horizons_days: tuple[float, ...]
+    folds: int
+    repeats: int
+    seed: int
+    rows: tuple[Scored, ...]
+    differences: dict[str, Interval]
+    said: dict[str, Said]
+    seen: FollowUp
+    notes: tuple[str, ...]
+
+
+def run_trial(
+    patients: Patients,
+    config: PrognosisHeadConfig,
+    *,
+    rows: Sequence[Row] = ROWS,
+    folds: int = 5,
+    repeats: int = 1,
+    seed: int = 0,
+) -> Trial:
+    """Fit and measure every row."""
+    seen = patients.seen
+    num_events = int(seen.is_observed.sum())
+    if num_events < 2 * folds:
+        got = f"{num_events} in {len(seen)} patients for {folds} folds"
+        raise InputError("every fold has events", got=got, remedy="Use fewer folds, or more patients.")
+    horizon = float(np.quantile(seen.time, 0.9))
+    times = np.linspace(0, horizon, 201)
+    said: dict[str, list[Said]] = {}
+    groups: list[Int[np.ndarray, " patients"]] = []
+    with progress(total=repeats * folds * len(rows), label="fit", unit="row") as bar:
+        for repeat in range(repeats):
+            parts = parts_of(seen.is_observed, folds, np.random.default_rng(fold_seed(seed, 91, repeat)))
+            groups.append(parts)
+            for row in rows:
+                said.setdefault(row.title, []).append(Said.nothing(len(seen), times))
+            for part in range(folds):
+                train, test = np.flatnonzero(parts != part), np.flatnonzero(parts == part)
+                view = patients.view(train, config)
+                fitted = {}
+                for row in rows:
+                    one = fold_seed(seed, 92, repeat, part)
+                    _read(row, view, train, test, seen, config, one, said[row.title][-1], fitted)
+                    bar.update()
+    if patients.oracle is not None:
+        for title, hazards in _oracles(patients.oracle).items():
+            curve = _true_survival(hazards, times)
+            said[title] = [Said(times, curve, curve, curve)] * repeats
+    return _measured(patients, said, groups, config, horizon, folds, repeats, seed)
+
+
+def _read(
+    row: Row,
+    view: View,
+    train: np.ndarray,
+    test: np.ndarray,
+    seen: FollowUp,
+    config: PrognosisHeadConfig,
+    seed: int,
+    into: Said,
+    fitted: dict[str, tuple[Fit, object, View]],
+) -> None:
+    """Fit one row on the training patients, unless another reads the same, and put down what it says of the others."""
+    if row.reads_as is None:
+        generator = np.random.default_rng(fold_seed(seed, 93))
+        if row.shuffled:  # among the training and among the other patients, so that no record changes sides
+            order = np.arange(len(seen))
+            order[train], order[test] = generator.permutation(train), generator.permutation(test)
+            view = view.with_records_of(order)
+        known = seen.take(generator.permutation(train) if row.permuted else train)
+        found, say = fit(row.sees, row.is_deep, view, train, known, config, seed=seed)
+        fitted[row.title] = (found, say, view)
+        logits = found.logits[torch.from_numpy(test)]
+    else:
+        found, say, view = fitted[row.reads_as]
+        logits = say(view.take(test), row.withheld)  # pyright: ignore[reportCallIssue]
+    members = found.law.survival(logits, into.times).numpy()
+    into.survival[test] = members.mean(axis=1)
+    into.lowest[test], into.highest[test] = members.min(axis=1), members.max(axis=1)
+
+
+def _oracles(parts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {
+        "oracle: image": parts["image"] + parts["record"].mean(),
+        "oracle: record": parts["record"] + parts["image"].mean(),
+        "oracle: image and record": parts["image"] + parts["record"],
+    }
+
+
+def _true_survival(log_hazards: np.ndarray, times: np.ndarray) -> Float[np.ndarray, "patients times"]:
+    """By the cohort's own law, averaged over the frailty that nobody sees."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(15)
+    passed = (times / SCALE_DAYS) ** SHAPE
+    rate = np.exp(log_hazards[:, None, None] + FRAILTY * nodes)
+    return (np.exp(-passed[None, :, None] * rate) * weights).sum(axis=-1) / weights.sum()
+
+
+# ------------------------------------------------------------------------------------------------ measuring
+
+
+def _measured(
+    patients: Patients,
+    said: Mapping[str, Sequence[Said]],
+    groups: Sequence[np.ndarray],
+    config: PrognosisHeadConfig,
+    horizon: float,
+    folds: int,
+    repeats: int,
+    seed: int,
+) -> Trial:
+    seen = patients.seen.until(horizon)
+    counts = np.concatenate(
+        [np.ones((1, len(seen))), survival.resamples(len(seen), RESAMPLES, seed=fold_seed(seed, 94))]
+    )
+    horizons = tuple(day for day in config.horizons_days if day <= horizon)
+    concordances, scored = {}, []
+    for title, repetitions in said.items():
+        figures: dict[str, list[Figure]] = {}
+        for repeat, (one, group) in enumerate(zip(repetitions, groups, strict=True)):
+            null = said[ROWS[0].title][repeat]
+            for name, figure in _figures(one, null, seen, group, horizons).items():
+                figures.setdefault(name, []).append(figure)
+        values = {name: np.mean([one.of(counts) for one in each], axis=0) for name, each in figures.items()}
+        concordances[title] = values["concordance"]
+        tested = [_d_calibration(one, seen) for one in repetitions]
+        scored.append(
+            Scored(
+                title,
+                {name: _interval(value) for name, value in values.items()},
+                float(np.median(tested)),
+                _by_fold(repetitions[0], seen, groups[0]),
+                {name: each[0].why for name, each in figures.items() if isinstance(each[0], NotEstimable)},
+            )
+        )
+    differences = {
+        f"{one} - {other}": _interval(concordances[one] - concordances[other])
+        for one, other in COMPARED
+        if one in concordances and other in concordances
+    }
+    return Trial(
+        len(seen), int(seen.is_observed.sum()), horizon, horizons, folds, repeats, seed, tuple(scored), differences,
+        {title: each[0] for title, each in said.items()}, patients.seen, patients.notes,
+    )  # fmt: skip
+
+
+def _figures(one: Said, null: Said, seen: FollowUp, group: np.ndarray, horizons: Sequence[float]) -> dict[str, Figure]:
+    """`null` is Kaplan-Meier's, fitted on the same training patients, which an error has to be smaller than."""
+    grid = survival.brier_times(seen, float(one.times[-1]))
+    error, reference = (survival.integrated_brier(each.along(grid), seen, grid) for each in (one, null))
+    skill: Figure = error
+    if isinstance(error, survival.Mean) and isinstance(reference, survival.Mean):
+        skill = survival.Skill(error, reference)
+    figures: dict[str, Figure] = {"concordance": survival.harrell(one.risk, seen, group)}
+    figures["Uno's C"] = survival.uno(one.risk, seen, horizons[-1] if horizons else float(one.times[-1]), group)
+    for day in horizons:
+        figures[f"AUC at {day:g} d"] = survival.auc_at(one.at(day), seen, day, group)
+    return figures | {"integrated Brier": error, "Brier skill": skill}
+
+
+def _d_calibration(one: Said, seen: FollowUp) -> float:
+    return survival.d_calibration(one.at_own(seen.time), seen.is_observed)[1]
+
+
+def _by_fold(one: Said, seen: FollowUp, group: np.ndarray) -> tuple[float, ...]:
+    found = []
+    for part in range(int(group.max()) + 1):
+        rows = np.flatnonzero(group == part)
+        found.append(float(survival.harrell(one.risk[rows], seen.take(rows)).of(np.ones((1, len(rows))))[0]))
+    return tuple(found)
+
+
+def _interval(values: Float[np.ndarray, " resamples"]) -> Interval:
+    """The first value is that of the patients as they are."""
+    drawn = values[1:][np.isfinite(values[1:])]
+    low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (np.nan, np.nan)
+    return Interval(float(values[0]), float(low), float(high))
