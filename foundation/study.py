@@ -71,7 +71,8 @@ class Series:
     """One volume. `voxels` is `(x, y, z)`; `affine` takes voxel indices to patient RAS+ millimetres.
 
     `side_is_known` is False when the file did not say how its axes lie in the patient: left and right are then a guess,
-    and nothing downstream may name a side.
+    and nothing downstream may name a side. `predicted` is True where a model made the series of others: nobody measured it, and
+    nothing may be found in it.
     """
 
     voxels: np.ndarray
@@ -81,6 +82,7 @@ class Series:
     name: str = ""
     side_is_known: bool = True
     path: Path | None = None
+    predicted: bool = False
 
     def __post_init__(self) -> None:
         assert self.voxels.ndim == 3 and self.voxels.dtype == np.float32, (self.voxels.shape, self.voxels.dtype)
@@ -136,6 +138,15 @@ class Study:
     @property
     def reference(self) -> Series:
         return self.series[0]
+
+    @property
+    def measured(self) -> Study:
+        """The study without series that a model predicted."""
+        kept = tuple(series for series in self.series if not series.predicted)
+        if not kept:
+            remedy = "Give a series that a scanner measured."
+            raise InputError("a study has a series that was measured", got="predicted ones only", remedy=remedy)
+        return self if len(kept) == len(self.series) else replace(self, series=kept)
 
     def without(self, index: int) -> Study:
         """The study as if the series at `index` had not been acquired."""

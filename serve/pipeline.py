@@ -78,8 +78,13 @@ def read_study(study: Study, models: Sequence[LoadedModel], cache: FeatureCache 
 
     Models that look at the same series on the same grid are asked together, and what their encoders share runs once.
     """
+    unseen = [
+        f"{series.name} was predicted by a model, not measured: it was not read."
+        for series in study.series
+        if series.predicted
+    ]
+    study = study.measured
     said: dict[str, HeadReading] = {}
-    unseen: list[str] = []
     views: dict[tuple[object, ...], tuple[PreparedStudy, list[LoadedModel]]] = {}
     for loaded in models:
         name = loaded.config.name
