@@ -47,7 +47,7 @@ from heads.reconstruction.network import Unrolled
 from heads.reconstruction.tasks import TASKS, draw_task
 
 Row = dict[str, Any]
-CLASSICAL = ("zero-filled", "zero-filled-sense", "cg-sense", "l1-wavelet")
+CLASSICAL = ("zero-filled", "cg-sense", "l1-wavelet")
 CONTRASTS = ("T1w", "T2w", "FLAIR")
 FIRST_HEAD = 1000  # of the cohort; training has the first ones
 SLICES, NOISE, COILS = 2, 0.02, 8
@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--also", nargs="*", default=[], metavar="NAME=MODEL", help="other models, as further rows")
     parser.add_argument("--heads", type=int, default=20, help="of each family (default: %(default)s)")
+    parser.add_argument("--families", nargs="*", default=list(FAMILIES), help="(default: both)")
     parser.add_argument("--parts", nargs="*", default=["table", "lesions", "tasks", "real"])
     parser.add_argument("--spacing", type=float, default=2.0, help="of the heads, mm (default: %(default)s)")
     parser.add_argument("--data", type=Path, help="with the kspace_* folders; without it nothing real is measured")
@@ -84,7 +85,7 @@ def main() -> None:
     done = {(row["family"], row["head"], row["part"]) for row in read_rows(rows)}
     parts = [part for part in chosen.parts if part in measure]
     for number in progress_over(range(chosen.heads)):
-        for family in FAMILIES:
+        for family in chosen.families:
             left = [part for part in parts if (family, number, part) not in done]
             if not left:
                 continue

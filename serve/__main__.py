@@ -26,6 +26,7 @@ COMMANDS = {
     "record": "ehr.command:record_command",
     "prepare": "foundation.store.command:prepare_command",
     "reconstruct": "heads.reconstruction.command:reconstruct_command",
+    "repair": "heads.reconstruction.repair:repair_command",
     "map": "heads.synthesis.command:map_command",
     "synthesise": "heads.synthesis.command:synthesise_command",
     "doctor": "serve.doctor:main",
@@ -196,6 +197,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     reconstruct.add_argument(
         "--hard", action="store_true", help="'learned' puts back what was measured exactly as it was, noise and all"
+    )
+
+    repair = command("repair", "take noise, a ghost, motion or thick slices out of an image; writes it into OUT")
+    repair.add_argument("input", type=Path, metavar="IMAGE", help="a NIfTI file")
+    repair.add_argument("out", type=Path, metavar="OUT", help="the folder to write into; made if absent")
+    repair.add_argument("--model", type=Path, required=True, metavar="DIR", help="a model of heads/reconstruction")
+    repair.add_argument(
+        "--fault", required=True, metavar="NAME", help="noise, 'thick slices', ghost or motion: what is wrong with it"
+    )
+    repair.add_argument(
+        "--strength",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="how much to do about it, 0 to 1 (default: %(default)s)",
     )
 
     for name, help in (

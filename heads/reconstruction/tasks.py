@@ -38,6 +38,7 @@ ALSO_PARTIAL = 0.15
 DENOISING = (0.02, 0.12)  # noise of each part over the mean signal
 SMALLER = (0.45, 0.9)
 THICKER = (1.5, 4.0)
+LEAST_SHOWN = 0.6  # of a frequency: what averaging left less of is not made larger, for it is noise
 
 
 @dataclass(frozen=True)
@@ -123,12 +124,21 @@ def thick_slices(
     n = kspace.shape[-1]
     frequency = torch.arange(n) - n // 2
     averaged = kspace * torch.sinc(frequency / num)
-    folded = torch.zeros_like(kspace)
-    inside = (frequency >= -(num // 2)) & (frequency < num - num // 2)
-    to = (frequency + num // 2) % num - num // 2 + n // 2
-    folded.index_add_(-1, to, averaged)
-    restored = torch.where(inside, folded / torch.sinc(frequency / num).clamp(min=0.6), 0)
-    return restored, inside.reshape(1, 1, 1, n)
+    folded = torch.zeros_like(kspace[..., :num])
+    folded.index_add_(-1, (frequency + num // 2) % num, averaged)
+    return of_thick_slices(folded, n)
+
+
+def of_thick_slices(
+    kspace: Complex[Tensor, "slices 1 rows thick"], num: int
+) -> tuple[Complex[Tensor, "slices 1 rows columns"], Bool[Tensor, "1 1 1 columns"]]:
+    """The middle of `num` columns of k-space, what averaging over the thickness took from it taken back; and the mask."""
+    thick = kspace.shape[-1]
+    frequency = torch.arange(num) - num // 2
+    inside = (frequency >= -(thick // 2)) & (frequency < thick - thick // 2)
+    wide = kspace.new_zeros((*kspace.shape[:-1], num))
+    wide[..., inside] = kspace / torch.sinc(frequency[inside] / thick).clamp(min=LEAST_SHOWN)
+    return wide, inside.reshape(1, 1, 1, num)
 
 
 def _ghost(raw: RawData, rng: Generator) -> Spoilt:

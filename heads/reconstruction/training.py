@@ -144,13 +144,21 @@ def turned(raw: RawData) -> RawData:
 
 
 def train_reconstruction(
-    config: TrainReconstructionConfig, folder: Path, *, on_start: Callable[[str], None] = print
+    config: TrainReconstructionConfig,
+    folder: Path,
+    *,
+    samples: CohortScans | None = None,
+    on_start: Callable[[str], None] = print,
 ) -> tuple[Unrolled, TrainingResult]:
-    """Writes config.yaml, metrics.jsonl, checkpoints and `model/`; the same call continues where it was stopped."""
+    """Writes config.yaml, metrics.jsonl, checkpoints and `model/`; the same call continues where it was stopped.
+
+    `samples` are those of another training on the same cohort, with tokens if this one's network looks at them.
+    """
     torch.manual_seed(config.training.seed)
     network = Unrolled(config.network)
     save_config(config, folder / "config.yaml")
-    result = train(network, CohortScans(config), config.training, folder, label="reconstruction", on_start=on_start)
+    samples = samples or CohortScans(config)
+    result = train(network, samples, config.training, folder, label="reconstruction", on_start=on_start)
     card = CARD.format(cascades=config.network.cascades, channels=config.network.channels, steps=config.training.steps)
     provenance = {"training": config.model_dump(mode="json"), "versions": software_versions()}
     network.save(folder / "model", card=card, provenance=provenance)
