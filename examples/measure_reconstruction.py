@@ -310,59 +310,77 @@ def said(values: Sequence[float], digits: int) -> str:
 
 
 def tables(rows: Sequence[Row]) -> list[str]:
-    """Markdown."""
+    """Markdown, of whatever was measured of each family."""
     texts = []
     for family in FAMILIES:
-        mine = [row for row in rows if row["family"] == family]
-        table = [row for row in mine if row["part"] == "table"]
-        num = len({row["head"] for row in table})
-        lines = [
-            f"| {family} family, {num} heads | NMSE | PSNR | SSIM | PSNR over l1-wavelet |",
-            "|---|---|---|---|---|",
-        ]
-        for mask, acceleration in CONDITIONS:
-            here = [row for row in table if (row["mask"], row["R"]) == (mask, acceleration)]
-            by = group(here, "method")
-            base = {row["head"]: row["psnr"] for row in by.get("l1-wavelet", [])}
-            for method, found in by.items():
-                if method == "doubt":
-                    continue
-                gained = said([row["psnr"] - base[row["head"]] for row in found], 2)
-                figures = [said([row[name] for row in found], digits) for name, digits in FIGURES.items()]
-                lines.append(f"| {method}, {mask}, R = {acceleration} | {' | '.join(figures)} | {gained} |")
-            for name in ("below", "below_90", "rank_correlation", "mean_ratio"):
-                if doubts := by.get("doubt"):
-                    lines.append(
-                        f"| doubt, {name}, {mask}, R = {acceleration} | {said([r[name] for r in doubts], 2)} | | | |"
-                    )
-        texts.append("\n".join(lines) if num else "")
-        lines = [
-            f"| {family} family, R = 4 | lesions | missed | invented | of a lesion that is added, shown |",
-            "|---|---|---|---|---|",
-        ]
-        for method, found in group([row for row in mine if row["part"] == "lesions"], "method").items():
-            counts = [str(sum(row[name] for row in found)) for name in ("lesions", "missed", "invented")]
-            followed = said([share for row in found for share in row["followed"]], 2)
-            lines.append(f"| {method} | {' | '.join(counts)} | {followed} |")
-        texts.append("\n".join(lines))
-        lines = [f"| {family} family | NMSE | PSNR | SSIM |", "|---|---|---|---|"]
-        tasks = [row for row in mine if row["part"] == "tasks"]
-        for task, found in group(tasks, "task").items():
-            for method, some in group(found, "method").items():
-                figures = [said([row[name] for row in some], digits) for name, digits in FIGURES.items()]
-                lines.append(f"| {task}: {method} | {' | '.join(figures)} |")
-        texts.append("\n".join(lines))
+        for part, make in (
+            ("table", method_table),
+            ("table", doubt_table),
+            ("lesions", lesion_table),
+            ("tasks", task_table),
+        ):
+            mine = [row for row in rows if row["family"] == family and row["part"] == part]
+            if mine:
+                texts.append("\n".join(make(mine, f"{family} family, {len({row['head'] for row in mine})} heads")))
     return texts
+
+
+def method_table(rows: Sequence[Row], title: str) -> list[str]:
+    lines = [f"| {title} | NMSE | PSNR | SSIM | PSNR over l1-wavelet |", "|---|---|---|---|---|"]
+    for words, here in group(rows, condition).items():
+        by = group(here, "method")
+        base = {row["head"]: row["psnr"] for row in by.get("l1-wavelet", [])}
+        by.pop("doubt", None)
+        for method, found in by.items():
+            gained = said([row["psnr"] - base[row["head"]] for row in found], 2)
+            lines.append(f"| {method}, {words} | {figures(found)} | {gained} |")
+    return lines
+
+
+def doubt_table(rows: Sequence[Row], title: str) -> list[str]:
+    names = ("below", "below_90", "rank_correlation", "mean_ratio")
+    lines = [
+        f"| {title} | errors below doubt | below 2.3 times it | rank correlation | mean doubt over mean error |",
+        "|---|---|---|---|---|",
+    ]
+    for words, here in group([row for row in rows if row["method"] == "doubt"], condition).items():
+        lines.append(f"| {words} | {' | '.join(said([row[name] for row in here], 2) for name in names)} |")
+    return lines
+
+
+def lesion_table(rows: Sequence[Row], title: str) -> list[str]:
+    lines = [f"| {title}, R = 4 | lesions | missed | invented | of one that is added, shown |", "|---|---|---|---|---|"]
+    for method, found in group(rows, "method").items():
+        counts = [str(sum(row[name] for row in found)) for name in ("lesions", "missed", "invented")]
+        followed = said([share for row in found for share in row["followed"]], 2)
+        lines.append(f"| {method} | {' | '.join(counts)} | {followed} |")
+    return lines
+
+
+def task_table(rows: Sequence[Row], title: str) -> list[str]:
+    lines = [f"| {title} | NMSE | PSNR | SSIM |", "|---|---|---|---|"]
+    for task, found in group(rows, "task").items():
+        for method, some in group(found, "method").items():
+            lines.append(f"| {task}: {method} | {figures(some)} |")
+    return lines
+
+
+def condition(row: Row) -> str:
+    return f"{row['mask']}, R = {row['R']}"
+
+
+def figures(rows: Sequence[Row]) -> str:
+    return " | ".join(said([row[name] for row in rows], digits) for name, digits in FIGURES.items())
 
 
 FIGURES = {"nmse": 4, "psnr": 2, "ssim": 3}
 
 
-def group(rows: Iterable[Row], key: str) -> dict[str, list[Row]]:
+def group(rows: Iterable[Row], key: str | Callable[[Row], str]) -> dict[str, list[Row]]:
     """In the order of first appearance."""
     found: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(row[key], []).append(row)
+        found.setdefault(row[key] if isinstance(key, str) else key(row), []).append(row)
     return found
 
 

@@ -196,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
         help="what it does about noise, 0 to 1 (default: %(default)s)",
     )
     reconstruct.add_argument(
-        "--hard", action="store_true", help="'learned' puts back what was measured exactly as it was, noise and all"
+        "--hard", action="store_true", help="'learned' puts what was measured back into every coil, noise and all"
     )
 
     repair = command("repair", "take noise, a ghost, motion or thick slices out of an image; writes it into OUT")

@@ -30,8 +30,8 @@ SLICES_AT_ONCE = 4  # memory then does not grow with the scan
 class LearnedMethod:
     """The model as a method: whole scans to magnitude images. `maps` are what else it said of the last one.
 
-    `denoise` between 0 and 1 is how much of the noise to take for noise. With `hard`, what was sampled stays exactly as it
-    was, noise and all.
+    `denoise` between 0 and 1 is how much of the noise to remove. With `hard`, what was sampled is put back into every coil,
+    noise and all.
     """
 
     network: Unrolled

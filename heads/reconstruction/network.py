@@ -111,7 +111,7 @@ class Unrolled(nn.Module):
         }
 
     def reconstruct(self, scan: Scan, *, hard: bool = False) -> Reconstruction:
-        """With `hard`, what was sampled is put back in the end exactly as it was, noise and all."""
+        """With `hard`, what was sampled is put back into every coil in the end, noise and all."""
         context = scan.context if self.config.context else torch.zeros_like(scan.context)
         operator = self._operator(scan, context)
         back = operator.adjoint(scan.kspace)
@@ -179,7 +179,10 @@ def as_complex(parts: Float[Tensor, "slices 2 rows columns"]) -> Complex[Tensor,
 def hold_to_samples(
     image: Complex[Tensor, "slices rows columns"], scan: Scan, operator: SenseOperator
 ) -> Complex[Tensor, "slices rows columns"]:
-    """The image whose coils show what was sampled where something was, and this image where not."""
+    """What was sampled where something was, what this image says where not, and the coils of that combined.
+
+    With one coil the result explains its samples exactly, with several as well as any image of these maps nearly does.
+    """
     everywhere = SenseOperator(operator.maps, torch.ones_like(scan.mask))
     return everywhere.adjoint(torch.where(scan.mask, scan.kspace, everywhere.forward(image)))
 
