@@ -263,7 +263,13 @@ class PreparedStudy:
 
 
 def prepare_study(study: Study, spacing_mm: Sequence[float]) -> PreparedStudy:
-    """Bring every series of a study to the reference's axes at `spacing_mm`; the patient's own coordinates align them."""
+    """Bring every series of a study to the reference's axes at `spacing_mm`; the patient's own coordinates align them.
+
+    No model reads what a model predicted.
+    """
+    if any(series.predicted for series in study.series):
+        names = ", ".join(series.name for series in study.series if series.predicted)
+        raise InputError("what is read was measured", got=f"predicted: {names}", remedy="Leave them out of the study.")
     grid, voxels, bodies = None, [], []
     for series in study.series:
         ras = to_closest_ras(series)

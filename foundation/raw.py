@@ -92,6 +92,15 @@ class RawData:
         mask = mask & self.mask
         return replace(self, kspace=self.kspace * mask, mask=mask)
 
+    def slices(self, which: slice) -> RawData:
+        """The same scan of some slices only; where they lie is not said any more."""
+
+        def some(values: Tensor | None) -> Any:
+            return None if values is None else values if len(values) == 1 < len(self.kspace) else values[which]
+
+        kspace, mask, planned, target = (some(one) for one in (self.kspace, self.mask, self.planned, self.target))
+        return replace(self, kspace=kspace, mask=mask, planned=planned, target=target, affine=None, side_is_known=False)
+
     def whitened(self) -> RawData:
         """The same with noise that is of equal size in all coils and independent between them, of the mean size it had.
 

@@ -80,7 +80,8 @@ class Series:
     """One volume. `voxels` is `(x, y, z)`; `affine` takes voxel indices to patient RAS+ millimetres.
 
     `side_is_known` is False when the file did not say how its axes lie in the patient: left and right are then a guess,
-    and nothing downstream may name a side.
+    and nothing downstream may name a side. `predicted` is True where a model made the series of others: nobody measured it, and
+    nothing may be found in it.
     """
 
     voxels: np.ndarray
@@ -91,6 +92,7 @@ class Series:
     side_is_known: bool = True
     path: Path | None = None
     source: DicomSource | None = field(default=None, repr=False, compare=False)
+    predicted: bool = False
 
     def __post_init__(self) -> None:
         assert self.voxels.ndim == 3 and self.voxels.dtype == np.float32, (self.voxels.shape, self.voxels.dtype)
@@ -150,6 +152,15 @@ class Study:
     @property
     def reference(self) -> Series:
         return self.series[0]
+
+    @property
+    def measured(self) -> Study:
+        """The study without series that a model predicted."""
+        kept = tuple(series for series in self.series if not series.predicted)
+        if not kept:
+            remedy = "Give a series that a scanner measured."
+            raise InputError("a study has a series that was measured", got="predicted ones only", remedy=remedy)
+        return self if len(kept) == len(self.series) else replace(self, series=kept)
 
     def without(self, index: int) -> Study:
         """The study as if the series at `index` had not been acquired."""

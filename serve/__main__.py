@@ -30,6 +30,9 @@ COMMANDS = {
     "record": "ehr.command:record_command",
     "prepare": "foundation.store.command:prepare_command",
     "reconstruct": "heads.reconstruction.command:reconstruct_command",
+    "repair": "heads.reconstruction.repair:repair_command",
+    "map": "heads.synthesis.command:map_command",
+    "synthesise": "heads.synthesis.command:synthesise_command",
     "doctor": "serve.doctor:main",
 }
 
@@ -232,7 +235,7 @@ def _parser() -> argparse.ArgumentParser:
     reconstruct.add_argument("out", type=Path, metavar="OUT", help="the folder to write into; made if absent")
     reconstruct.add_argument(
         "--method", dest="methods", nargs="+", default=["cg-sense"], metavar="NAME",
-        help="zero-filled zero-filled-sense cg-sense l1-wavelet homodyne pocs (default: cg-sense)",
+        help="zero-filled zero-filled-sense cg-sense l1-wavelet homodyne pocs learned (default: cg-sense)",
     )  # fmt: skip
     reconstruct.add_argument("--acceleration", type=float, metavar="R", help="first keep one sample in R of all")
     reconstruct.add_argument(
@@ -241,7 +244,7 @@ def _parser() -> argparse.ArgumentParser:
     reconstruct.add_argument("--calibration", type=int, metavar="N", help="lines in the middle that are all kept")
     reconstruct.add_argument("--partial-fourier", type=float, metavar="F", help="keep only this part, from one end")
     reconstruct.add_argument("--seed", type=int, default=0, help="of the mask (default: %(default)s)")
-    reconstruct.add_argument("--model", type=Path, metavar="DIR", help="a learned method besides, as 'learned'")
+    reconstruct.add_argument("--model", type=Path, metavar="DIR", help="the model that 'learned' means")
     reconstruct.add_argument(
         "--denoise",
         type=float,
@@ -249,6 +252,34 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="what it does about noise, 0 to 1 (default: %(default)s)",
     )
+    reconstruct.add_argument(
+        "--hard", action="store_true", help="'learned' puts what was measured back into every coil, noise and all"
+    )
+
+    repair = command("repair", "take noise, a ghost, motion or thick slices out of an image; writes it into OUT")
+    repair.add_argument("input", type=Path, metavar="IMAGE", help="a NIfTI file")
+    repair.add_argument("out", type=Path, metavar="OUT", help="the folder to write into; made if absent")
+    repair.add_argument("--model", type=Path, required=True, metavar="DIR", help="a model of heads/reconstruction")
+    repair.add_argument(
+        "--fault", required=True, metavar="NAME", help="noise, 'thick slices', ghost or motion: what is wrong with it"
+    )
+    repair.add_argument(
+        "--strength",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="how much to do about it, 0 to 1 (default: %(default)s)",
+    )
+
+    for name, help in (
+        ("map", "estimate T1, T2 and ADC maps from a study's series; writes them into OUT, marked as predicted"),
+        ("synthesise", "predict a series that a study lacks; writes it into OUT, marked as predicted"),
+    ):
+        guess = command(name, help)
+        guess.add_argument("study", type=Path, metavar="STUDY", help="as for read")
+        guess.add_argument("out", type=Path, metavar="OUT", help="the folder to write into; made if absent")
+        guess.add_argument("--model", type=Path, required=True, metavar="DIR", help="a model of heads/synthesis")
+    guess.add_argument("--contrast", required=True, metavar="NAME", help="T1w, T2w, FLAIR, PD or DWI")
 
     command("doctor", "say what this machine has and how to mend what is wrong; writes nothing")
     return parser

@@ -27,7 +27,7 @@ from foundation.findings import ModelUsed, Reading, SeriesSummary, Structure, ea
 from foundation.preprocess import PreparedStudy, prepare_study
 from foundation.reading.collection import study_from_path
 from foundation.reading.nifti import write_labels
-from foundation.study import Series, Study
+from foundation.study import Contrast, Series, Study
 from heads.adapters.folder import Backbones, LoadedModel, load_model
 from heads.adapters.shared import FeatureCache, outputs_of
 from heads.base import HeadReading, default_models
@@ -92,10 +92,15 @@ def read_study(
     Models that look at the same series on the same grid are asked together, and what their encoders share runs once. What no
     acquired contrast can show is not assessed, whatever a model says of it. Without `writers` templates word the findings.
     """
+    unseen = [
+        f"{series.name} was predicted by a model, not measured: it was not read."
+        for series in study.series
+        if series.predicted
+    ]
+    study = study.measured
     if blank := _blank(study):
         return _non_diagnostic(study, models, blank)
     said: dict[str, HeadReading] = {}
-    unseen: list[str] = []
     views: dict[tuple[object, ...], tuple[PreparedStudy, list[LoadedModel]]] = {}
     for loaded in models:
         name = loaded.config.name
@@ -124,7 +129,7 @@ def read_study(
         for loaded in models
         if (labels := said[name := loaded.config.name].labels) is not None
     }
-    acquired = {series.contrast for series in study.series}
+    acquired: set[Contrast] = {series.contrast for series in study.series}
     reading = Reading(
         subject=study.subject,
         session=study.session,

@@ -49,8 +49,11 @@ def simulate_raw(
     acceleration: float = 4.0,
     mask: str = "equispaced",
     noise: float = 0.02,
+    anywhere: bool = False,
 ) -> RawData:
     """Axial slices, evenly spaced, complete and noisy; `planned` says which columns an accelerated scan would have kept.
+
+    They begin at the same place of every head, or `anywhere`, so that a head shows other slices each time.
 
     `noise` is the standard deviation of each channel's real and imaginary part over the mean signal of the head.
     """
@@ -61,7 +64,8 @@ def simulate_raw(
     brain = np.argwhere(shows(anatomy.labels, BRAIN))[:, 2]
     low, high = np.quantile(brain, [0.2, 0.8])
     step = max(1, round((high - low) / max(1, num_slices - 1)))
-    chosen = list(range(round(low), min(signal.shape[2], round(low) + num_slices * step), step))
+    first = round(low) + (int(generator.integers(-step // 2, step // 2 + 1)) if anywhere else 0)
+    chosen = list(range(first, min(signal.shape[2], first + num_slices * step), step))
     height, width = (2 * int(n / FINER / 2) for n in signal.shape[:2])
     sigma = noise * typical_signal(signal)
     middle = (signal.shape[2] - 1) / 2

@@ -45,6 +45,7 @@ LABEL_TOLERANCE = 1e-3  # uint8 masks stored with a slope of 1/255 come back as 
 
 CHUNK_BYTES = 2**20
 MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # by NIfTI code: unset (mm by custom), metre, mm, micron
+PREDICTED = b"predicted, not measured"  # in the header's description, which no copy loses
 MAGIC = {348: b"n+1\0", 540: b"n+2\0\r\n\x1a\n"}
 
 # BIDS suffixes that name one contrast. 'PDT2', 'MP2RAGE', 'mask' and the like name several or none.
@@ -82,7 +83,7 @@ def read_nifti(path: str | Path, contrast: str = "unknown", acquisition: Acquisi
     path = Path(path)
     with as_input_error(path):
         contrast = checked_contrast(contrast)
-        voxels, affine, side_is_known = _read_volume(path)
+        voxels, affine, side_is_known, predicted = _read_volume(path)
         name = nifti_stem(path)
         return Series(
             voxels=voxels,
@@ -92,6 +93,7 @@ def read_nifti(path: str | Path, contrast: str = "unknown", acquisition: Acquisi
             name=name,
             side_is_known=side_is_known,
             path=path,
+            predicted=predicted,
         )
 
 
@@ -118,7 +120,7 @@ def read_labels(path: str | Path, series: Series) -> np.ndarray:
     """
     path = Path(path)
     with as_input_error(path):
-        voxels, affine, side_is_known = _read_volume(path)
+        voxels, affine, side_is_known, _ = _read_volume(path)
         if voxels.shape != series.shape:
             raise InputError(
                 f"a label map has the shape of its series {series.name!r}, {series.shape}",
@@ -241,8 +243,9 @@ def _bad_header(rule: str, got: object) -> InputError:
 # ------------------------------------------------------------------------------------------------ reading
 
 
-def _read_volume(path: Path) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Voxels `(x, y, z)` float32 after scaling, affine in mm, and whether the file says where right is."""
+def _read_volume(path: Path) -> tuple[np.ndarray, np.ndarray, bool, bool]:
+    """Voxels `(x, y, z)` float32 after scaling, affine in mm, whether the file says where right is, and whether that it was
+    predicted."""
     if not path.exists():
         raise InputError("the file exists", got="no such file", remedy="Check the path.")
     if not path.is_file():  # a folder; also a pipe or a device, which would never end
@@ -267,7 +270,7 @@ def _read_volume(path: Path) -> tuple[np.ndarray, np.ndarray, bool]:
             raise incomplete(f"at most {most} of {size} bytes")
         _read_to_end(stream, contents, size)
     stored = np.frombuffer(contents, dtype, math.prod(shape), offset).reshape(shape, order="F")
-    return _scaled(stored, header), affine, side_is_known
+    return _scaled(stored, header), affine, side_is_known, PREDICTED in header["descrip"].tobytes()
 
 
 def _parse_header(start: bytes) -> Nifti1Header:
@@ -504,6 +507,8 @@ def _write(path: Path, voxels: np.ndarray, series: Series, intent: str) -> None:
     header.set_sform(series.affine, code)
     header.set_xyzt_units("mm")
     header.set_intent(intent)
+    if series.predicted:
+        header["descrip"] = PREDICTED
     header.set_slope_inter(1, 0)
     header.set_data_offset(header.single_vox_offset)
     content = header.binaryblock + bytes(4) + voxels.tobytes(order="F")  # four zeros: no extensions

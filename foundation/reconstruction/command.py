@@ -97,7 +97,7 @@ def reconstruct_command(
     partial_fourier: int | float | None = None,
     seed: int = 0,
     more: Mapping[str, Solve] = MappingProxyType({}),
-) -> None:
+) -> Comparison:
     """`more` are methods by name besides those of `methods`: whole scans to magnitude images."""
     for method in methods:
         check_method(method)
@@ -106,6 +106,7 @@ def reconstruct_command(
     write_result(out, raw, result, about={"file": input.name})
     print(result.words(raw))
     print(f"wrote {out}")
+    return result
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
 """An unrolled network: gradient steps towards the samples, and between them a small U-Net that says what images look like.
 
-    x <- x - step_k (A^H A x - A^H y) + refine_k(x, scan)
+    g = A^H A x - A^H y
+    x <- x - step_k(scan) g + refine_k(x, g, scan)
 
 as in the variational network (Hammernik 2018) with the steps of E2E-VarNet (Sriram 2020) taken in the image, where they are
-the same for known sensitivities. The U-Nets see real and imaginary part, what is known of the scan (FiLM, Perez 2018), and,
-where an encoder is given, its features of the zero-filled image. Steps and refinements are learnt; the samples are not.
+the same for known sensitivities; and as there the sensitivities that few calibration lines give are mended first. The U-Nets
+see real and imaginary part, what is known of the scan (FiLM, Perez 2018), and, where an encoder is given, its features of the
+zero-filled image. Another small U-Net says how wrong the image may be. Steps and refinements are learnt; the samples are not.
 """
 
 from __future__ import annotations
@@ -22,19 +24,29 @@ from torch import Tensor, nn
 from foundation.checkpoint import load_model_folder, save_model_folder
 from foundation.config import Config
 from foundation.encoder import Encoder, EncoderConfig
+from foundation.physics.kspace import SenseOperator
 from foundation.reconstruction.metrics import K1, K2, WINDOW
 from foundation.tokens import PATCH
+from heads._unet import NORM_GROUPS, UNet
 from heads.reconstruction.scan import CONTEXT_SIZE, Scan
 
 KIND = "reconstruction"
-NORM_GROUPS = 4
+MAP_CHANNELS, DOUBT_CHANNELS = 8, 8
+DOUBT_WEIGHT = 0.1
+DOUBT_UNIT, LEAST_DOUBT = 20.0, 1e-4  # errors are some hundredths of the brightest place
 
 
 class UnrolledConfig(Config):
-    """`encoder` None works without; otherwise one of that shape looks at the zero-filled image and is trained along."""
+    """`encoder` None works without; otherwise one of that shape looks at the zero-filled image and is trained along.
+
+    For comparison: without `context` the network is told nothing about the scan, and without `data_steps` it is a plain
+    U-Net (or several in a row) that has the zero-filled image and never sees the samples again.
+    """
 
     cascades: Annotated[int, Field(ge=1)] = 5
     channels: Annotated[int, Field(ge=NORM_GROUPS, multiple_of=NORM_GROUPS)] = 16
+    context: bool = True
+    data_steps: bool = True
     encoder: EncoderConfig | None = None
     encoder_rate: float = 0.1
 
@@ -49,36 +61,87 @@ class Scans:
         return Scans(tuple(scan.to(device) for scan in self.scans))
 
 
+@dataclass(frozen=True)
+class Reconstruction:
+    """What a scan shows. `doubt` is the expected magnitude of its error at each place, as the network judges it."""
+
+    image: Complex[Tensor, "slices rows columns"]
+    doubt: Float[Tensor, "slices rows columns"]
+
+
 class Unrolled(nn.Module):
-    """`forward` gives the loss, as the training loop asks; `images` what a scan shows."""
+    """`forward` gives the loss, as the training loop asks; `reconstruct` what a scan shows."""
 
     def __init__(self, config: UnrolledConfig):
         super().__init__()
         self.config = config
         self.encoder = None if config.encoder is None else Encoder(config.encoder)
         width = None if config.encoder is None else config.encoder.width
-        self.steps = nn.Parameter(torch.ones(config.cascades))
-        self.refine = nn.ModuleList(Refinement(config.channels, width) for _ in range(config.cascades))
+        self.coils = UNet(4, 2, CONTEXT_SIZE, channels=MAP_CHANNELS, levels=2) if config.data_steps else None
+        if config.data_steps:
+            self.steps = nn.Parameter(torch.ones(config.cascades))
+            self.trust = nn.Linear(CONTEXT_SIZE, config.cascades, bias=False)  # in the samples, by what is known
+            nn.init.zeros_(self.trust.weight)
+        self.refine = nn.ModuleList(
+            UNet(4, 2, CONTEXT_SIZE, channels=config.channels, token_width=width) for _ in range(config.cascades)
+        )
+        self.doubt = UNet(3, 1, CONTEXT_SIZE, channels=DOUBT_CHANNELS)
 
     def forward(self, batch: Scans) -> dict[str, Tensor]:
-        """Mean absolute error over the mean of the target, plus 1 - SSIM; means over scans."""
-        l1, unlike = [], []
-        for scan in batch.scans:
-            assert scan.target is not None
-            image = magnitude(self.images(scan))
-            l1.append((image - scan.target).abs().mean() / scan.target.mean())
-            unlike.append(1 - ssim(scan.target, image))
-        losses = {"l1": torch.stack(l1).mean(), "unlike": torch.stack(unlike).mean()}
-        return {"loss": losses["l1"] + losses["unlike"], **losses}
+        """Absolute error over the mean of the target, its root mean square over the target's, 1 - SSIM; means over scans.
 
-    def images(self, scan: Scan) -> Complex[Tensor, "slices rows columns"]:
-        operator = scan.operator
+        And the likelihood of the error if it were Laplace distributed with the scale that `doubt` says (Kendall and Gal
+        2017), which teaches nothing but `doubt`.
+        """
+        every = [self._losses(scan) for scan in batch.scans]
+        losses = {name: torch.stack([one[name] for one in every]).mean() for name in every[0]}
+        doubted = losses.pop("doubt")
+        return {"loss": torch.stack(list(losses.values())).sum() + DOUBT_WEIGHT * doubted, **losses, "doubt": doubted}
+
+    def _losses(self, scan: Scan) -> dict[str, Tensor]:
+        assert scan.target is not None
+        found = self.reconstruct(scan)
+        image = magnitude(found.image)
+        error = image - scan.target
+        return {
+            "l1": error.abs().mean() / scan.target.mean(),
+            "l2": error.square().mean().sqrt() / scan.target.square().mean().sqrt(),
+            "unlike": 1 - ssim(scan.target, image),
+            "doubt": (error.detach().abs() / found.doubt + found.doubt.log()).mean(),
+        }
+
+    def reconstruct(self, scan: Scan, *, hard: bool = False) -> Reconstruction:
+        """With `hard`, what was sampled is put back into every coil in the end, noise and all."""
+        context = scan.context if self.config.context else torch.zeros_like(scan.context)
+        operator = self._operator(scan, context)
         back = operator.adjoint(scan.kspace)
         seen = self._seen(scan)
-        image = back
-        for step, refine in zip(self.steps, self.refine):
-            image = image - step * (operator.normal(image) - back) + refine(image, scan.context, seen)
-        return image
+        image, gradient = back, torch.zeros_like(back)
+        for number, refine in enumerate(self.refine):
+            if self.config.data_steps:
+                gradient = operator.normal(image) - back
+                image = image - (self.steps + self.trust(context).float())[number] * gradient
+            image = image + as_complex(refine(as_real(image, gradient), context, seen))
+        if hard:
+            image = hold_to_samples(image, scan, operator)
+        gradient = operator.normal(image) - back
+        hints = torch.stack([magnitude(one) for one in (image, back, gradient)], dim=1).detach()
+        doubt = nn.functional.softplus(self.doubt(hints, context, None)[:, 0].float()) / DOUBT_UNIT + LEAST_DOUBT
+        return Reconstruction(image, doubt)
+
+    def images(self, scan: Scan) -> Complex[Tensor, "slices rows columns"]:
+        return self.reconstruct(scan).image
+
+    def _operator(self, scan: Scan, context: Float[Tensor, "numbers"]) -> SenseOperator:
+        """With the sensitivities mended: each coil by itself, then all of them to unit root sum of squares."""
+        if self.coils is None or scan.maps.shape[1] == 1:
+            return scan.operator
+        hints = as_real(scan.maps.flatten(0, 1), scan.blurred.flatten(0, 1))
+        half = self.coils(nn.functional.avg_pool2d(hints, 2, ceil_mode=True), context, None)
+        whole = nn.functional.interpolate(half.float(), scale_factor=2, mode="bilinear")
+        rows, columns = scan.maps.shape[-2:]
+        maps = scan.maps + as_complex(whole[..., :rows, :columns]).reshape_as(scan.maps)
+        return SenseOperator(maps / magnitude(maps).square().sum(1, keepdim=True).sqrt(), scan.mask)
 
     def _seen(self, scan: Scan) -> Float[Tensor, "slices width cells_r cells_c"] | None:
         """The encoder's features, laid out as the patches lie."""
@@ -105,57 +168,23 @@ class Unrolled(nn.Module):
         return network.eval()
 
 
-class Refinement(nn.Module):
-    """A U-Net of three levels on real and imaginary part; it sees half, and with an encoder a patch, at a quarter of the size."""
-
-    def __init__(self, channels: int, token_width: int | None):
-        super().__init__()
-        widths = (channels, 2 * channels, 4 * channels)
-        self.down = nn.ModuleList(Block(n, width) for n, width in zip((2, *widths), widths))
-        self.look = None if token_width is None else nn.Conv2d(token_width, widths[-1], kernel_size=1)
-        self.up = nn.ModuleList(Block(deep + fine, fine) for fine, deep in zip(widths[1::-1], widths[:0:-1]))
-        self.last = nn.Conv2d(channels, 2, kernel_size=1)
-        nn.init.normal_(self.last.weight, std=1e-3)  # begins as plain gradient steps
-        nn.init.zeros_(self.last.get_parameter("bias"))
-
-    def forward(
-        self,
-        image: Complex[Tensor, "slices rows columns"],
-        context: Float[Tensor, "numbers"],
-        seen: Float[Tensor, "slices width cells_r cells_c"] | None,
-    ) -> Complex[Tensor, "slices rows columns"]:
-        rows, columns = image.shape[-2:]
-        x = torch.view_as_real(image).permute(0, 3, 1, 2)
-        x = nn.functional.pad(x, (0, -columns % PATCH, 0, -rows % PATCH))
-        kept = []
-        for level, block in enumerate(self.down):
-            x = block(nn.functional.avg_pool2d(x, 2) if level else x, context)
-            kept.append(x)
-        x = kept.pop()
-        if self.look is not None and seen is not None:
-            x = x + self.look(nn.functional.interpolate(seen, size=x.shape[-2:], mode="nearest"))
-        for block in self.up:
-            fine = kept.pop()
-            x = nn.functional.interpolate(x, size=fine.shape[-2:], mode="nearest")
-            x = block(torch.cat([x, fine], dim=1), context)
-        x = self.last(x)[..., :rows, :columns]
-        return torch.view_as_complex(x.permute(0, 2, 3, 1).contiguous().float())
+def as_real(*images: Complex[Tensor, "slices rows columns"]) -> Float[Tensor, "slices parts rows columns"]:
+    return torch.cat([torch.view_as_real(image).permute(0, 3, 1, 2) for image in images], dim=1)
 
 
-class Block(nn.Module):
-    """Two convolutions; the context scales and shifts what comes between them."""
+def as_complex(parts: Float[Tensor, "slices 2 rows columns"]) -> Complex[Tensor, "slices rows columns"]:
+    return torch.view_as_complex(parts.permute(0, 2, 3, 1).contiguous())
 
-    def __init__(self, num_in: int, num_out: int):
-        super().__init__()
-        self.first = nn.Conv2d(num_in, num_out, kernel_size=3, padding=1)
-        self.norm = nn.GroupNorm(NORM_GROUPS, num_out, affine=False)
-        self.tell = nn.Linear(CONTEXT_SIZE, 2 * num_out)
-        self.second = nn.Conv2d(num_out, num_out, kernel_size=3, padding=1)
 
-    def forward(self, x: Tensor, context: Float[Tensor, "numbers"]) -> Tensor:
-        scale, shift = self.tell(context)[:, None, None].chunk(2)
-        x = nn.functional.silu(self.norm(self.first(x)) * (1 + scale) + shift)
-        return nn.functional.silu(self.second(x))
+def hold_to_samples(
+    image: Complex[Tensor, "slices rows columns"], scan: Scan, operator: SenseOperator
+) -> Complex[Tensor, "slices rows columns"]:
+    """What was sampled where something was, what this image says where not, and the coils of that combined.
+
+    With one coil the result explains its samples exactly, with several as well as any image of these maps nearly does.
+    """
+    everywhere = SenseOperator(operator.maps, torch.ones_like(scan.mask))
+    return everywhere.adjoint(torch.where(scan.mask, scan.kspace, everywhere.forward(image)))
 
 
 def magnitude(image: Complex[Tensor, "..."]) -> Float[Tensor, "..."]:

@@ -15,20 +15,20 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from foundation.cohort.raw import simulate_raw
 from foundation.cohort.stream import StreamConfig, shared_stream
 from foundation.config import Config, save_config
+from foundation.errors import did_you_mean
 from foundation.raw import RawData
-from foundation.reconstruction.command import Undersampling
 from foundation.study import CONTRASTS
-from foundation.training import Draw, TrainingConfig, TrainingResult, software_versions, train
+from foundation.training import Draw, TrainingConfig, TrainingResult, fold, software_versions, train
 from heads.reconstruction.network import Scans, Unrolled, UnrolledConfig, collate
 from heads.reconstruction.scan import Scan
+from heads.reconstruction.tasks import TASKS, draw_task
 
-MASKS = ("equispaced", "random", "magic")
-CALIBRATED = (0.32, 0.64)  # of what is kept: as fastMRI, and twice that
+MIXTURE = {"acceleration": 0.6, **dict.fromkeys(TASKS, 0.4 / len(TASKS))}
 UNTOLD = 0.3  # how often the contrast and the noise are kept from the network, since files often do
 
 CARD = """# Reconstruction of accelerated scans
@@ -40,18 +40,41 @@ from cg-sense. Not a medical device.
 
 
 class TrainReconstructionConfig(Config):
-    """`subjects` are the first of the cohort; those to test on come after them."""
+    """`subjects` are the first of the cohort; those to test on come after them.
+
+    `tasks` are the shares of what is learned, of `heads/reconstruction/tasks.py`; what is not named is not learned.
+    `variants` scans are made of each head, and kept in memory (some MB each), since to make one takes about as long as to
+    learn from it; None makes another one each time.
+    """
 
     network: UnrolledConfig = UnrolledConfig()
     training: TrainingConfig = TrainingConfig(
-        steps=2000, batch_size=2, learning_rate=1e-3, warmup_steps=50, weight_decay=0.0, precision="fp32"
+        steps=2000,
+        batch_size=1,
+        learning_rate=1e-3,
+        warmup_steps=50,
+        weight_decay=0.0,
+        ema_decay=0.995,
+        checkpoint_every=250,
     )
-    cohort: StreamConfig = StreamConfig(subjects=40, contrasts=("T1w", "T2w", "FLAIR"), missing_series=0.0)
-    num_slices: Annotated[int, Field(ge=1)] = 4
-    num_coils: tuple[int, int] = (4, 12)
+    cohort: StreamConfig = StreamConfig(subjects=32, contrasts=("T1w", "T2w", "FLAIR"), missing_series=0.0)
+    variants: Annotated[int, Field(ge=1)] | None = 10
+    num_slices: Annotated[int, Field(ge=1)] = 3
+    num_coils: tuple[int, int] = (4, 8)
     noise: tuple[float, float] = (0.005, 0.04)
     acceleration: tuple[float, float] = (2.0, 8.0)
     denoise: tuple[float, float] = (0.0, 1.0)
+    tasks: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=lambda: dict(MIXTURE))
+
+    @field_validator("tasks")
+    @classmethod
+    def _known_tasks(cls, tasks: dict[str, float]) -> dict[str, float]:
+        for name in tasks:
+            if name not in MIXTURE:
+                raise ValueError(f"a task is a known one, not {name!r}; {did_you_mean(name, MIXTURE)}")
+        if not sum(tasks.values()) > 0:
+            raise ValueError("some task has a share above 0")
+        return tasks
 
 
 class CohortScans:
@@ -60,53 +83,82 @@ class CohortScans:
     def __init__(self, config: TrainReconstructionConfig):
         self.config = config
         self.stream = shared_stream(config.cohort)
+        self.kept: dict[Draw, Scan] = {}
 
     def __len__(self) -> int:
         return self.config.cohort.subjects
 
     def __getitem__(self, draw: Draw) -> Scan:
+        if self.config.variants is None:
+            return self.make(draw)
+        draw = Draw(draw.index, draw.seed % self.config.variants)
+        if draw not in self.kept:
+            self.kept[draw] = self.make(Draw(draw.index, fold(draw.index, draw.seed)))
+        return self.kept[draw]
+
+    def make(self, draw: Draw) -> Scan:
         config, rng = self.config, np.random.default_rng(draw.seed)
-        raw = self.raw(draw.index, rng)
-        low, high = config.acceleration
-        acceleration = float(np.exp(rng.uniform(np.log(low), np.log(high))))
-        lines = max(5, round(rng.uniform(*CALIBRATED) / acceleration * raw.shape[1]))
-        mask = Undersampling(acceleration, str(rng.choice(MASKS)), lines, None, int(rng.integers(2**31))).draw(raw)
-        kept = raw.keep(mask)
-        contrast = raw.facts["contrast"]
+        names, shares = list(config.tasks), np.array(list(config.tasks.values()))
+        task = str(rng.choice(names, p=shares / shares.sum()))
+        spoilt = draw_task(self.raw(draw.index, rng), task, rng, acceleration=config.acceleration)
+        contrast, raw = spoilt.whole.facts["contrast"], spoilt.raw
         if rng.random() < UNTOLD:
-            contrast, kept = "unknown", replace(kept, noise=None)
+            contrast, raw = "unknown", replace(raw, noise=None)
         scan = Scan.of(
-            kept,
+            raw,
             denoise=rng.uniform(*config.denoise),
             contrast=contrast if contrast in CONTRASTS else "unknown",
+            fault=spoilt.fault,
             with_tokens=config.network.encoder is not None,
         )
-        return scan.aiming_at(raw)
+        return scan.aiming_at(spoilt.whole)
 
     def raw(self, index: int, rng: np.random.Generator) -> RawData:
-        """A complete scan of a head: contrast, coils, noise and slices are drawn."""
+        """A complete scan of a head: contrast, coils, noise, slices, and which axis is phase-encoded, are drawn."""
         config = self.config
-        return simulate_raw(
+        raw = simulate_raw(
             *self.stream.head(index),
             str(rng.choice(config.cohort.contrasts)),
             rng,
             num_slices=config.num_slices,
             num_coils=int(rng.integers(config.num_coils[0], config.num_coils[1] + 1)),
             noise=float(rng.uniform(*config.noise)),
+            anywhere=True,
         )
+        return turned(raw) if rng.random() < 0.5 else raw
 
     def collate(self, samples: list[Scan]) -> Scans:
         return collate(samples)
 
 
+def turned(raw: RawData) -> RawData:
+    """Rows and columns exchanged."""
+    assert raw.target is not None and raw.affine is not None
+    return replace(
+        raw,
+        kspace=raw.kspace.transpose(-2, -1),
+        target=raw.target.transpose(-2, -1),
+        affine=raw.affine[:, [1, 0, 2, 3]],
+        planned=None,
+    )
+
+
 def train_reconstruction(
-    config: TrainReconstructionConfig, folder: Path, *, on_start: Callable[[str], None] = print
+    config: TrainReconstructionConfig,
+    folder: Path,
+    *,
+    samples: CohortScans | None = None,
+    on_start: Callable[[str], None] = print,
 ) -> tuple[Unrolled, TrainingResult]:
-    """Writes config.yaml, metrics.jsonl, checkpoints and `model/`; the same call continues where it was stopped."""
+    """Writes config.yaml, metrics.jsonl, checkpoints and `model/`; the same call continues where it was stopped.
+
+    `samples` are those of another training on the same cohort, with tokens if this one's network looks at them.
+    """
     torch.manual_seed(config.training.seed)
     network = Unrolled(config.network)
     save_config(config, folder / "config.yaml")
-    result = train(network, CohortScans(config), config.training, folder, label="reconstruction", on_start=on_start)
+    samples = samples or CohortScans(config)
+    result = train(network, samples, config.training, folder, label="reconstruction", on_start=on_start)
     card = CARD.format(cascades=config.network.cascades, channels=config.network.channels, steps=config.training.steps)
     provenance = {"training": config.model_dump(mode="json"), "versions": software_versions()}
     network.save(folder / "model", card=card, provenance=provenance)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from foundation.findings import Reading
 from foundation.lora import Adapter, LowRank
 from foundation.preprocess import prepare_study
 from foundation.reading.collection import read_manifest, read_study
-from foundation.reading.nifti import read_labels, read_nifti
+from foundation.reading.nifti import read_labels, read_nifti, write_volume
 from heads import parse_head
 from heads.adapters.folder import Backbone, save_adapter
 from heads.base import Scope, TaskConfig, TaskModel, load_task, save_task
@@ -130,6 +131,26 @@ def test_a_missing_series_and_a_single_file_still_read(manifest: Path, models: l
     assert main(["read", f"{manifest}#sub-03", str(tmp_path / "fewer"), *models]) == 0
     assert main(["read", str(tmp_path / "sub-00_T2w.nii.gz"), str(tmp_path / "one"), *models]) == 0
     assert len(Reading.load(tmp_path / "one" / "reading.json").series) == 1
+
+
+def test_a_predicted_series_is_not_read(manifest: Path, models: list[str], tmp_path: Path, capsys) -> None:
+    """Findings of a study are the same whether or not somebody left a predicted series in its folder, even as its first."""
+    for folder in ("alone", "beside"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(tmp_path / "sub-01_T1w.nii.gz", tmp_path / folder / "sub-01_T1w.nii.gz")
+    series = read_nifti(tmp_path / "sub-01_T1w.nii.gz")
+    write_volume(tmp_path / "beside" / "sub-01_FLAIR.nii.gz", 2 * series.voxels, replace(series, predicted=True))
+    readings = []
+    for folder in ("alone", "beside"):
+        assert main(["read", str(tmp_path / folder), str(tmp_path / f"out-{folder}"), *models]) == 0
+        readings.append(Reading.load(tmp_path / f"out-{folder}" / "reading.json"))
+    alone, beside = readings
+    assert beside.findings == alone.findings and [one.contrast for one in beside.series] == ["T1w"]
+    assert any("sub-01_FLAIR was predicted by a model" in warning for warning in beside.warnings)
+    assert not any("predicted" in warning for warning in alone.warnings)
+    (tmp_path / "beside" / "sub-01_T1w.nii.gz").unlink()
+    assert main(["read", str(tmp_path / "beside"), str(tmp_path / "out-none"), *models]) == 2
+    assert "predicted ones only" in capsys.readouterr().err and not (tmp_path / "out-none").exists()
 
 
 def test_two_studies_get_two_reports(manifest: Path, models: list[str], tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from foundation.reading.nifti import read_nifti
 from foundation.reconstruction import metrics
 from foundation.reconstruction.command import Undersampling
 from foundation.training import Draw, TrainingConfig
-from heads.reconstruction.command import learned, reconstruct_command
+from heads.reconstruction.command import LearnedMethod, learned, reconstruct_command
 from heads.reconstruction.network import Scans, Unrolled, UnrolledConfig, ssim
 from heads.reconstruction.scan import CONTEXT_SIZE, Scan
 from heads.reconstruction.training import CohortScans, TrainReconstructionConfig, train_reconstruction
@@ -39,7 +41,7 @@ def accelerated(raw: RawData, acceleration: int = 3) -> RawData:
     return raw.keep(Undersampling(acceleration, "random", 8).draw(raw))
 
 
-def scan_of(raw: RawData, config: UnrolledConfig, **options: float) -> Scan:
+def scan_of(raw: RawData, config: UnrolledConfig, **options: Any) -> Scan:
     return Scan.of(accelerated(raw), with_tokens=config.encoder is not None, **options).aiming_at(raw)
 
 
@@ -54,6 +56,9 @@ def test_the_loss_is_finite_and_every_weight_gets_a_gradient(raw: RawData, confi
     if scan.tokens is not None:
         scan.tokens.acquisition.fill_(1.0)
     scan.context.fill_(1.0)
+    for parameter in network.parameters():  # what begins at zero shuts off what comes before it
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=1e-3)
     losses = network(Scans((scan, scan)))
     assert torch.isfinite(losses["loss"])
     losses["loss"].backward()
@@ -68,7 +73,7 @@ def test_slices_do_not_see_each_other(raw: RawData, config: UnrolledConfig) -> N
     together = network.images(scan_of(raw, config))
     assert together.shape == (2, *raw.shape) and together.dtype == torch.complex64
     scan = scan_of(raw, config)
-    parts = {name: getattr(scan, name)[1:] for name in ("kspace", "maps")}
+    parts = {name: getattr(scan, name)[1:] for name in ("kspace", "maps", "blurred")}
     tokens = None if scan.tokens is None else scan.tokens.take(torch.arange(len(scan.tokens)).expand(2, -1))
     if tokens is not None:
         tokens = type(tokens)(**{k: v[1:] if isinstance(v, torch.Tensor) else v for k, v in vars(tokens).items()})
@@ -79,8 +84,8 @@ def test_slices_do_not_see_each_other(raw: RawData, config: UnrolledConfig) -> N
 @torch.no_grad()
 def test_without_refinement_it_is_gradient_descent_on_the_samples(raw: RawData) -> None:
     network, scan = make(SMALL), scan_of(raw, SMALL)
-    for refine in network.refine:
-        refine.last.weight.zero_()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+    for refine in (*network.refine, network.coils):
+        refine.last.weight.zero_()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue, reportOptionalMemberAccess]
     operator, found = scan.operator, network.images(scan)
     start = operator.adjoint(scan.kspace)
     expected = start
@@ -92,6 +97,39 @@ def test_without_refinement_it_is_gradient_descent_on_the_samples(raw: RawData) 
         return float((operator.forward(image) - scan.kspace).norm())
 
     assert misfit(found) < misfit(start)
+
+
+@torch.no_grad()
+def test_with_hard_consistency_the_samples_are_what_they_were(raw: RawData) -> None:
+    """With maps that see everything alone: no image of several coils explains samples that no image has."""
+    network = make(SMALL).eval()
+    alone = RawData(raw.kspace.sum(1, keepdim=True), raw.mask, noise=None)
+    scan = Scan.of(accelerated(alone))
+    for refine in network.refine:
+        torch.nn.init.normal_(refine.last.weight)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    held, free = (network.reconstruct(scan, hard=hard).image for hard in (True, False))
+    torch.testing.assert_close(scan.operator.forward(held), scan.kspace, atol=1e-4, rtol=1e-4)
+    assert float((scan.operator.forward(free) - scan.kspace).norm() / scan.kspace.norm()) > 0.1
+
+
+@torch.no_grad()
+def test_a_plain_network_never_sees_the_samples_again_and_an_untold_one_no_context(raw: RawData) -> None:
+    scan = scan_of(raw, SMALL)
+    plain = make(SMALL.model_copy(update={"data_steps": False})).eval()
+    assert not hasattr(plain, "steps")
+    assert float((plain.images(scan) - scan.operator.adjoint(scan.kspace)).abs().max()) < 0.1
+    untold = make(SMALL.model_copy(update={"context": False})).eval()
+    other = replace(scan, context=scan.context + 1)
+    assert torch.equal(untold.images(scan), untold.images(other))
+    assert not torch.equal(make(SMALL).images(scan), make(SMALL).images(other))
+
+
+@torch.no_grad()
+def test_doubt_is_positive_and_part_of_what_the_command_says(raw: RawData) -> None:
+    method = LearnedMethod(make(SMALL).eval())
+    image = method(accelerated(raw))
+    assert image.shape == method.maps["doubt"].shape == method.maps["unexplained"].shape == raw.target.shape  # pyright: ignore[reportOptionalMemberAccess]
+    assert bool((method.maps["doubt"] > 0).all())
 
 
 @torch.no_grad()
@@ -190,6 +228,15 @@ def test_a_training_run_leaves_a_model_for_the_command(
     shown = read_nifti(tmp_path / "out" / "learned.nii.gz").voxels.transpose(2, 0, 1)
     expected = learned(network, accelerated(raw)).numpy()
     np.testing.assert_allclose(shown, expected, atol=1e-3 * float(expected.max()))
+    assert {path.name for path in (tmp_path / "out").glob("learned-*")} == {
+        "learned-doubt.nii.gz",
+        "learned-unexplained.nii.gz",
+    }
+
+
+def test_the_learned_method_needs_a_model(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has a model"):
+        reconstruct_command(tmp_path / "k.npy", tmp_path / "out", methods=["learned"])
 
 
 @pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan")])
