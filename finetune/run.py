@@ -28,6 +28,7 @@ from foundation.errors import InputError
 from foundation.figures import plot_curves
 from foundation.reading.collection import read_manifest
 from foundation.training import TrainingResult, software_versions, train
+from heads._relevance import explain
 from heads.adapters.folder import Backbone, load_model, save_adapter
 from heads.base import Scope, TaskConfig, TaskModel, save_task
 
@@ -135,6 +136,7 @@ def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None
                 spacing_mm=config.data.spacing_mm,
                 scope=Scope.of([study.prepared for study in studies]),
                 calibration=model.head.calibration,
+                explanations=explain(model, [study.prepared for study in (calibrating or studies)]),
             )
             metrics = {} if evaluation is None else {name: asdict(one) for name, one in evaluation.figures.items()}
             provenance = {

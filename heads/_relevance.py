@@ -1,5 +1,8 @@
 """Which tokens an answer about a whole study rests on, and whether that can be believed.
 
+    explanations = explain(model, studies)          what the tests below measured, for each answer; kept in the task folder
+    where_it_rests(model, prepared, index)          a label map of `BANDS`, to be shown only if that passes
+
 The relevance of a token is its embedding times the answer's gradient with respect to it, summed over channels: what the answer
 would lose, to first order, without the token (gradient x input, Shrikumar et al. 2016). A map is shown only for a model that passes
 two tests, because many maps look plausible and say nothing:
@@ -12,41 +15,29 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int16
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from foundation.encoder import Encoder
+from foundation.findings import Structure
 from foundation.preprocess import PreparedStudy
 from foundation.tokens import PATCH, Tokens, from_patches
 from foundation.training import seeded
-from heads.base import StudyBatch, StudySample, TaskModel
+from heads.base import Explanation, StudyBatch, StudySample, TaskModel
 
-MOST_ALIKE = 0.5  # rank correlation with the map of a model of random weights
+MOST_STUDIES = 4  # that the tests look at, a hundred times each
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.5)  # of the tokens that are deleted
 RANDOM_ORDERS = 4
-
-
-@dataclass(frozen=True)
-class Trust:
-    """What the two tests measured, means over studies.
-
-    `likeness` is the rank correlation of the map with that of random weights. `fall` and `random_fall` are how much the answer
-    falls, averaged over `SHARES` of deleted tokens, when the most relevant go and when random ones do, in the answer's own unit.
-    """
-
-    likeness: float
-    fall: float
-    random_fall: float
-    num_studies: int
-
-    @property
-    def passes(self) -> bool:
-        return abs(self.likeness) < MOST_ALIKE and self.fall > self.random_fall
+# What is shown: the most relevant tokens, then more of them, by their share of all.
+BANDS = (
+    (0.05, Structure(value=1, name="what the answer rests on most (5 % of the image)", paired=False)),
+    (0.20, Structure(value=2, name="what it also rests on (the next 15 %)", paired=False)),
+)
 
 
 def relevance(model: TaskModel, prepared: PreparedStudy, output: int) -> Float[Tensor, " tokens"]:
@@ -67,7 +58,29 @@ def relevance_map(model: TaskModel, prepared: PreparedStudy, output: int) -> Flo
     return from_patches(filled, (i, j, k))[: shape[0], : shape[1], : shape[2]].numpy()
 
 
-def check_relevance(model: TaskModel, studies: Sequence[PreparedStudy], output: int, *, seed: int = 0) -> Trust:
+def where_it_rests(model: TaskModel, prepared: PreparedStudy, output: int) -> Int16[np.ndarray, "i j k"]:
+    """The `BANDS` of the map on the reference series' own voxels; 0 elsewhere, and where a token speaks against the answer."""
+    values = relevance_map(model, prepared, output)
+    seen = prepared.body.any(axis=0)
+    bands = np.zeros(values.shape, np.float32)
+    for share, band in reversed(BANDS):
+        least = np.quantile(values[seen], 1 - share) if seen.any() else np.inf
+        bands[seen & (values >= least) & (values > 0)] = band.value
+    scores = torch.stack([torch.from_numpy((bands == value).astype(np.float32)) for value in range(1 + len(BANDS))])
+    return prepared.labels_from_grid(scores).astype(np.int16)
+
+
+def explain(model: TaskModel, studies: Sequence[PreparedStudy], *, seed: int = 0) -> dict[str, Explanation]:
+    """Both tests for each of the head's answers; empty where it has none, or where no encoder of ours sees tokens."""
+    if not isinstance(model.encoder, Encoder) or not studies:
+        return {}
+    return {
+        name: check_relevance(model, studies[:MOST_STUDIES], index, seed=seed)
+        for name, index in model.head.answers.items()
+    }
+
+
+def check_relevance(model: TaskModel, studies: Sequence[PreparedStudy], output: int, *, seed: int = 0) -> Explanation:
     """Both tests on these studies; seconds each."""
     model = model.eval()
     random = _with_random_weights(model, seed)
@@ -81,7 +94,12 @@ def check_relevance(model: TaskModel, studies: Sequence[PreparedStudy], output: 
         fall.append(_fall(model, batch, ours.argsort(descending=True), output))
         orders = [torch.randperm(len(ours), generator=seeded(seed, number, one)) for one in range(RANDOM_ORDERS)]
         random_fall.append(np.mean([_fall(model, batch, order, output) for order in orders]))
-    return Trust(float(np.mean(likeness)), float(np.mean(fall)), float(np.mean(random_fall)), len(studies))
+    return Explanation(
+        likeness=float(np.mean(likeness)),
+        fall=float(np.mean(fall)),
+        random_fall=float(np.mean(random_fall)),
+        num_studies=len(studies),
+    )
 
 
 def _relevance(model: TaskModel, batch: StudyBatch, output: int) -> Float[Tensor, " tokens"]:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import SerializeAsAny, field_validator
+from pydantic import Field, SerializeAsAny, field_validator
 from torch import Tensor, nn
 
 from ehr.features import RecordSequence
@@ -162,6 +162,11 @@ class Head(nn.Module):
     calibration: Calibration | None = None
 
     @property
+    def answers(self) -> dict[str, int]:
+        """Findings that one number of the output answers, and which along its axis 1: what a relevance map can be made of."""
+        return {}
+
+    @property
     def sees_voxels(self) -> bool:
         """Whether batches bring voxels beside tokens."""
         return self.is_dense
@@ -270,6 +275,32 @@ class Scope(Config):
         return None
 
 
+class Explanation(Config):
+    """How far a map of what one answer rests on can be believed (`heads/_relevance.py`): means over studies of two tests.
+
+    `likeness` is the rank correlation of the map with that of random weights. `fall` and `random_fall` are how much the answer
+    falls, in its own unit, when its most relevant tokens are deleted and when random ones are.
+    """
+
+    likeness: float
+    fall: float
+    random_fall: float
+    num_studies: int
+
+    MOST_ALIKE: ClassVar[float] = 0.5  # an edge detector's map would not change with the weights
+
+    @property
+    def passes(self) -> bool:
+        return abs(self.likeness) < self.MOST_ALIKE and self.fall > self.random_fall
+
+    def __str__(self) -> str:
+        return (
+            f"{'passes' if self.passes else 'fails'}: rank correlation {self.likeness:.2f} with the map of random weights; without "
+            f"its most relevant tokens the answer falls by {self.fall:.3g}, without random ones by {self.random_fall:.3g}, on "
+            f"{self.num_studies} studies"
+        )
+
+
 class TaskConfig(Config):
     """Everything that rebuilds a task model but its weights."""
 
@@ -280,6 +311,7 @@ class TaskConfig(Config):
     spacing_mm: tuple[float, float, float]
     scope: Scope
     calibration: Calibration | None = None
+    explanations: dict[str, Explanation] = Field(default_factory=dict)
 
     @field_validator("head", mode="before")
     @classmethod

@@ -60,6 +60,10 @@ class Head(StudyHead):
         self.prior: Tensor
         self.register_buffer("prior", prior)  # log shares of the classes, log odds of labels
 
+    @property
+    def answers(self) -> dict[str, int]:
+        return {name: self.config.classes.index(name) for name in self._abnormal()}
+
     def meet(self, targets: Sequence[dict[str, Target]]) -> None:
         truth = np.array([self.truth_of(one) for one in targets])
         if self.config.target is not None:

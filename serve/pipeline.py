@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from foundation.preprocess import PreparedStudy, prepare_study
 from foundation.reading.collection import study_from_path
 from foundation.reading.nifti import write_labels
 from foundation.study import Contrast, Series, Study
+from heads._relevance import BANDS, where_it_rests
 from heads.adapters.folder import Backbones, LoadedModel, load_model
 from heads.adapters.shared import FeatureCache, outputs_of
 from heads.base import HeadReading, default_models
@@ -46,19 +47,19 @@ class Mask:
 
 @dataclass(frozen=True)
 class StudyReading:
-    """A reading with everything that is shown beside it. `masks` is keyed by path relative to the reading's folder."""
+    """A reading with everything that is shown beside it. `masks` is keyed by path relative to the reading's folder, `rests_on`
+    by the finding whose answer rests on what is marked."""
 
     study: Study
     reading: Reading
     draft: Draft
     masks: dict[str, Mask]
+    rests_on: dict[str, np.ndarray] = field(default_factory=dict)
 
     def pictures(self) -> list[Picture]:
         """Three planes of the reference series under each mask, or bare where no model made one."""
         reference = self.study.reference
-        if not self.masks:
-            return [_picture(reference, "images.png", f"{_title(reference)}; no structure was outlined.")]
-        return [
+        outlined = [
             _picture(
                 reference,
                 f"{Path(name).name.removesuffix('.nii.gz')}.png",
@@ -66,6 +67,19 @@ class StudyReading:
                 mask,
             )
             for name, mask in self.masks.items()
+        ]
+        if not outlined:
+            outlined = [_picture(reference, "images.png", f"{_title(reference)}; no structure was outlined.")]
+        bands = tuple(band for _, band in BANDS)
+        return outlined + [
+            _picture(
+                reference,
+                f"why-{name}.png",
+                f"{_title(reference)} with the parts that “{finding.name}” rests on: an aid, and no outline of it.",
+                Mask(self.rests_on[name], bands),
+            )
+            for finding in self.reading.findings
+            if (name := finding.id) in self.rests_on
         ]
 
 
@@ -101,6 +115,7 @@ def read_study(
     if blank := _blank(study):
         return _non_diagnostic(study, models, blank)
     said: dict[str, HeadReading] = {}
+    rests_on: dict[str, np.ndarray] = {}
     views: dict[tuple[object, ...], tuple[PreparedStudy, list[LoadedModel]]] = {}
     for loaded in models:
         name = loaded.config.name
@@ -124,6 +139,7 @@ def read_study(
         for index, output in outputs_of([loaded.model for loaded in asked], prepared, cache, records):
             head, name = asked[index].model.head, asked[index].config.name
             said[name] = head.read(output, prepared, source=name, mask_path=_mask_path(name) if head.draws else None)
+            rests_on |= _what_rests_where(asked[index], said[name], prepared)
     masks = {
         _mask_path(name): Mask(labels, loaded.config.head.structures)  # pyright: ignore[reportAttributeAccessIssue]
         for loaded in models
@@ -142,7 +158,18 @@ def read_study(
             *(f"{one.config.name}: {one.config.caution}" for one in models if one.config.caution),
         ),
     )
-    return StudyReading(study, reading, write_report(reading, writers), masks)
+    return StudyReading(study, reading, write_report(reading, writers), masks, rests_on)
+
+
+def _what_rests_where(loaded: LoadedModel, said: HeadReading, prepared: PreparedStudy) -> dict[str, np.ndarray]:
+    """For findings that are present, and whose maps passed their tests when the model was made."""
+    believed = {name for name, one in loaded.config.explanations.items() if one.passes}
+    answers = loaded.model.head.answers
+    return {
+        finding.id: where_it_rests(loaded.model, prepared, answers[finding.name])
+        for finding in said.findings
+        if finding.presence == "present" and finding.name in believed
+    }
 
 
 def _blank(study: Study) -> str | None:

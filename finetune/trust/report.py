@@ -29,13 +29,15 @@ from foundation.config import Config
 from foundation.errors import InputError, did_you_mean
 from foundation.training import fold
 from heads import classification
-from heads.base import TaskConfig, TaskModel
+from heads._relevance import explain
+from heads.base import Explanation, TaskConfig, TaskModel
 from heads.segmentation import LabelMapHead
 
 PARTS = (
     "leaks", "calibration", "conformal", "uncertainty", "subgroups", "ood", "failures", "corruption", "agreement",
+    "explanations",
 )  # fmt: skip
-LIMITED = ("failures", "corruption")  # to a few cases, because they look at each a hundred times
+LIMITED = ("failures", "corruption", "explanations")  # to a few cases, because they look at each a hundred times
 
 
 class TrustConfig(Config):
@@ -69,6 +71,15 @@ class TrustConfig(Config):
         return names
 
 
+class ExplanationReport(Config):
+    """Of each answer, whether a map of what it rests on can be believed."""
+
+    of: dict[str, Explanation]
+
+    def lines(self) -> list[str]:
+        return [f"{name:24s} {one}" for name, one in self.of.items()]
+
+
 class TrustReport(Config):
     """A part is None where it was not asked for, or in `not_available` with the reason."""
 
@@ -81,6 +92,7 @@ class TrustReport(Config):
     failures: FailureReport | None = None
     corruption: CorruptionReport | None = None
     agreement: AgreementReport | None = None
+    explanations: ExplanationReport | None = None
     not_available: dict[str, str] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -189,6 +201,10 @@ def _measures(evaluated: Evaluated, config: TrustConfig) -> dict[str, Callable[[
     cases = [one.case for one in seen]
     classes = head.config.classes if isinstance(head, classification.Head) else ()
 
+    def explanations() -> ExplanationReport | str:
+        found = explain(model, [study.prepared for study in chosen], seed=config.seed)
+        return ExplanationReport(of=found) if found else "this kind of head answers nothing of which a map is made"
+
     def ledger(part: str) -> Ledger:
         return Ledger(evaluated.folder / f"{part}.jsonl", {**evaluated.settings, "part": part, "seed": config.seed})
 
@@ -218,6 +234,7 @@ def _measures(evaluated: Evaluated, config: TrustConfig) -> dict[str, Callable[[
             ledger("agreement"),
             num_subjects=max(2, config.cases),
         ),
+        "explanations": explanations,
     }
 
 

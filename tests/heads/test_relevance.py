@@ -10,8 +10,8 @@ from foundation.encoder import Encoder, EncoderConfig
 from foundation.preprocess import PreparedStudy, prepare_study
 from foundation.study import Study
 from heads import parse_head
-from heads._relevance import Trust, check_relevance, relevance, relevance_map
-from heads.base import StudyBatch, StudySample, TaskModel
+from heads._relevance import BANDS, check_relevance, explain, relevance, relevance_map, where_it_rests
+from heads.base import Explanation, StudyBatch, StudySample, TaskModel
 
 
 @pytest.fixture
@@ -58,17 +58,50 @@ def test_a_map_of_what_the_answer_rests_on_passes(prepared: PreparedStudy) -> No
 
 
 @pytest.mark.parametrize(
-    ("trust", "passes"),
+    ("explanation", "passes"),
     [
-        (Trust(0.1, 2.0, 1.0, 4), True),
-        (Trust(0.7, 2.0, 1.0, 4), False),  # the map is the image's, not the model's
-        (Trust(-0.7, 2.0, 1.0, 4), False),
-        (Trust(0.1, 1.0, 2.0, 4), False),  # random tokens matter more
-        (Trust(0.1, -1.0, -2.0, 4), True),  # an answer that rises without any token rises least without the least
+        (Explanation(likeness=0.1, fall=2.0, random_fall=1.0, num_studies=4), True),
+        (
+            Explanation(likeness=0.7, fall=2.0, random_fall=1.0, num_studies=4),
+            False,
+        ),  # the map is the image's, not the model's
+        (Explanation(likeness=-0.7, fall=2.0, random_fall=1.0, num_studies=4), False),
+        (Explanation(likeness=0.1, fall=1.0, random_fall=2.0, num_studies=4), False),  # random tokens matter more
+        (
+            Explanation(likeness=0.1, fall=-1.0, random_fall=-2.0, num_studies=4),
+            True,
+        ),
     ],
 )
-def test_both_tests_must_be_passed(trust: Trust, passes: bool) -> None:
-    assert trust.passes is passes
+def test_both_tests_must_be_passed(explanation: Explanation, passes: bool) -> None:
+    assert explanation.passes is passes
+    assert str(explanation).startswith("passes" if passes else "fails")
+
+
+def test_the_bands_hold_the_most_relevant_tokens(prepared: PreparedStudy) -> None:
+    encoder = linear_model(torch.zeros(64)).encoder
+    assert isinstance(encoder, Encoder)
+    embedded = encoder.embed(StudyBatch.of([StudySample.of(prepared)], dense=False).tokens)[0].detach()
+    model = linear_model(embedded[5] - embedded.mean(dim=0))  # some tokens speak for it, some against
+    bands, values = where_it_rests(model, prepared, 0), relevance_map(model, prepared, 0)
+    assert bands.shape == prepared.study.reference.shape and set(np.unique(bands)) == {0, 1, 2}
+    # The study's grid is its own here, so the two can be compared voxel by voxel.
+    assert values[bands == 1].min() >= values[bands == 2].max() > 0
+    shares = [(bands[prepared.body[0]] == value).mean() for value in (1, 2)]
+    assert shares[0] == pytest.approx(BANDS[0][0], abs=0.05) and 0 < shares[1] < 0.25
+
+
+def test_each_answer_that_is_a_number_of_the_output_is_explained(prepared: PreparedStudy) -> None:
+    torch.manual_seed(0)
+    encoder = EncoderConfig(width=64, depth=1)
+    two = parse_head({"kind": "classification", "target": "t", "classes": ["normal", "glioma", "infarct"]})
+    model = TaskModel.build(Encoder(encoder), two)
+    assert model.head.answers == {"glioma": 1, "infarct": 2}
+    found = explain(model, [prepared] * 9)
+    assert found.keys() == {"glioma", "infarct"} and found["glioma"].num_studies == 4
+    assert found["infarct"] == check_relevance(model, [prepared] * 4, 2)
+    ball = {"kind": "segmentation", "structures": [{"value": 1, "name": "ball", "paired": False}]}
+    assert explain(TaskModel.build(Encoder(encoder), parse_head(ball)), [prepared]) == {}
 
 
 def test_looking_changes_no_weight_and_leaves_no_gradient(prepared: PreparedStudy, tmp_path: Path) -> None:

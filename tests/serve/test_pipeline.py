@@ -17,7 +17,7 @@ from foundation.reading.collection import read_manifest, read_study
 from foundation.reading.nifti import read_labels, read_nifti, write_volume
 from heads import parse_head
 from heads.adapters.folder import Backbone, save_adapter
-from heads.base import Scope, TaskConfig, TaskModel, load_task, save_task
+from heads.base import Explanation, Scope, TaskConfig, TaskModel, load_task, save_task
 from serve.__main__ import main
 
 HEADS = {
@@ -151,6 +151,36 @@ def test_a_predicted_series_is_not_read(manifest: Path, models: list[str], tmp_p
     (tmp_path / "beside" / "sub-01_T1w.nii.gz").unlink()
     assert main(["read", str(tmp_path / "beside"), str(tmp_path / "out-none"), *models]) == 2
     assert "predicted ones only" in capsys.readouterr().err and not (tmp_path / "out-none").exists()
+
+
+@pytest.mark.parametrize("fall", [2.0, 0.5])
+def test_what_an_answer_rests_on_is_shown_if_its_tests_were_passed(manifest: Path, tmp_path: Path, fall: float) -> None:
+    """The class is present whatever the image, so only the tests that its folder remembers decide."""
+    collection = read_manifest(manifest)
+    study = read_study(collection.rows[0], collection.root)
+    prepared = prepare_study(study, (4.0, 4.0, 4.0))
+    torch.manual_seed(0)
+    config = EncoderConfig(width=64, depth=1)
+    model = TaskModel.build(Encoder(config), parse_head(HEADS["size"]))
+    with torch.no_grad():
+        model.head.get_parameter("answer.bias").copy_(torch.tensor([-50.0, 50.0]))
+    task = TaskConfig(
+        name="size",
+        caution=None,
+        encoder=config,
+        head=parse_head(HEADS["size"]),
+        spacing_mm=(4.0, 4.0, 4.0),
+        scope=Scope.of([prepared]),
+        explanations={"large core": Explanation(likeness=0.1, fall=fall, random_fall=1.0, num_studies=4)},
+    )
+    save_task(tmp_path / "size", model, task, card="# test\n", provenance={})
+    assert main(["read", f"{manifest}#{study.subject}", str(tmp_path / "out"), "--model", str(tmp_path / "size")]) == 0
+    reading = Reading.load(tmp_path / "out" / "reading.json")
+    (finding,) = [one for one in reading.findings if one.name == "large core"]
+    assert finding.presence == "present"
+    shown = [path.name for path in (tmp_path / "out" / "pictures").iterdir()]
+    assert (f"why-{finding.id}.png" in shown) == (fall > 1)
+    assert ("rests on" in (tmp_path / "out" / "report.html").read_text()) == (fall > 1)
 
 
 def test_two_studies_get_two_reports(manifest: Path, models: list[str], tmp_path: Path) -> None:
