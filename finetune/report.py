@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ def read_cases(cohort: Path, writers: Sequence[Writer], *, noise: float, seed: i
 
 def imitate(truth: Reading, noise: float, rng: Generator) -> Reading:
     """A reader who misses a share `noise` of what is there, invents a fifth as much, and now and then errs in side or size."""
-    donors = {one.name: one for seed in range(40) for one in claims_of_truth(imagine_truth(default_rng(seed)), subject="").findings if is_positive(one)}
+    donors = _donors()
     findings: list[Finding] = []
     for one in truth.findings:
         chance = rng.random(3)
@@ -117,6 +117,13 @@ def imitate(truth: Reading, noise: float, rng: Generator) -> Reading:
             one = donors[one.name]
         findings.append(one)
     return truth.model_copy(update={"findings": tuple(findings)})
+
+
+@cache
+def _donors() -> dict[str, Finding]:
+    """One of each abnormality, to be invented."""
+    imagined = (claims_of_truth(imagine_truth(default_rng(seed)), subject="") for seed in range(40))
+    return {one.name: one for reading in imagined for one in reading.findings if is_positive(one)}
 
 
 def _as_absent(one: Finding) -> Finding:
