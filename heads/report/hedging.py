@@ -29,4 +29,4 @@ def hedge_of(finding: Finding) -> Hedge:
     if chance is None:
         return "possible" if finding.presence == "uncertain" else "stated"
     band = next((word for least, word in FROM if chance >= least), "unlikely")
-    return "possible" if finding.presence == "uncertain" and band == "stated" else band
+    return "possible" if finding.presence == "uncertain" and band != "unlikely" else band

@@ -26,10 +26,10 @@ Key = tuple[str, str]  # a finding's name and side
 class Counts:
     """`said` are those of the thing judged, `there` those it is judged by; `*_right` and `*_found` of them agree."""
 
-    said: float = 0
-    said_right: float = 0
-    there: float = 0
-    there_found: float = 0
+    said: float | int = 0
+    said_right: float | int = 0
+    there: float | int = 0
+    there_found: float | int = 0
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(Counts)))

@@ -12,6 +12,7 @@ from itertools import groupby
 
 from foundation.findings import Finding, Measurement, Reading, SeriesSummary
 from heads.report import Draft, Section, Sentence
+from heads.report.hedging import hedge_of
 from heads.report.plan import Statement
 from heads.report.slots import CONTRAST_WORDS, amount, format_number, one_line
 
@@ -98,7 +99,8 @@ def _technique(reading: Reading) -> Iterator[Sentence]:
 
 
 def _series_words(series: SeriesSummary) -> str:
-    shape = " × ".join(str(length) for length in series.shape)
+    shape = " × ".join(str(length) for length in series.shape if length)  # of an imagined series nobody knows it
+    shape += " " if shape else ""
     spacing = " × ".join(f"{step:.3g}" for step in series.spacing_mm)
     known = [
         words.format(value if isinstance(value, str) else f"{value:.4g}")
@@ -107,7 +109,7 @@ def _series_words(series: SeriesSummary) -> str:
     ]
     contrast = "contrast unknown" if series.contrast == "unknown" else series.contrast
     return (
-        f"Series {series.name or 'without a name'}: {', '.join([contrast, f'{shape} voxels of {spacing} mm', *known])}."
+        f"Series {series.name or 'without a name'}: {', '.join([contrast, f'{shape}voxels of {spacing} mm', *known])}."
     )
 
 
@@ -206,13 +208,17 @@ def _group_words(group: Sequence[Finding]) -> str:
 
 def _clause(finding: Finding) -> str:
     """'right 3.42 ml', 'left not found', 'not assessed (no T2w series)', 'present, probability 0.83, calibrated'."""
-    side = f"{finding.side} " if finding.side in ("right", "left", "bilateral") else ""
+    named = finding.side in ("right", "left", "bilateral") or (finding.side == "midline" and finding.is_abnormal)
+    side = f"{finding.side} " if named else ""
     if finding.presence == "not_assessed":
         return f"{side}not assessed ({finding.note or 'no reason was given'})"
     volume = finding.measured("volume")
     amount = "" if volume is None else f"{format_number(volume)} ml"
-    if finding.presence == "present":
-        words = amount or "present"
+    hedge = hedge_of(finding)
+    if hedge == "unlikely":
+        words = f"unlikely ({amount})" if volume else "unlikely"
+    elif finding.presence == "present":
+        words = f"{hedge} {amount}".rstrip() if hedge in ("likely", "possible") else amount or "present"
     elif finding.presence == "absent":
         words = f"not found ({amount})" if volume else "not found"
     else:

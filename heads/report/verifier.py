@@ -36,7 +36,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Mention:
-    """What one stretch of text says of one finding. `numbers` are (value as printed, unit)."""
+    """What one stretch of text says of one finding. `numbers` are (value as printed, unit), `signals` (contrast, how it looks)."""
 
     finding: str
     hedge: Hedge
@@ -46,8 +46,7 @@ class Mention:
     count: int | None
     severity: str | None
     change: str | None
-    signal: str | None
-    contrasts: frozenset[str]
+    signals: tuple[tuple[str, str], ...]
     is_record: bool
     text: str
 
@@ -134,8 +133,7 @@ def _mentions(
                 count=_count(before) or _count_after(after),
                 severity=_first(words.SEVERITY, near),
                 change=_first(words.CHANGES, near),
-                signal=_first(words.SIGNALS, after),
-                contrasts=frozenset(c for at, c in contrasts if start + first <= at < start + high),
+                signals=_signals(after, [(at - start - last, c) for at, c in contrasts]),
                 is_record=said_record and _is_of_the_record(clause, first),
                 text=clause[first:last],
             )
@@ -175,12 +173,10 @@ def _without_overlaps(candidates: Sequence[tuple[int, int, str]]) -> list[tuple[
 def _with_ellipses(clause: str, spans: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
     """'the right hippocampus measures 3 ml and the left 4 ml' names the hippocampus twice."""
     more = []
-    for match in re.finditer(
-        r"(?:[;,]|\band)\s+(?:the )?(?=(?:right|left)\s+(?:\d|not\b|uncertain|[a-z ]{0,30}\d))", clause
-    ):
+    for match in re.finditer(r"(?:[;,]|\band)\s+(?:the )?(?=(?:right|left|midline)\s+(?:\d|not\b|uncertain|[a-z ]{0,30}\d))", clause):
         before = [span for span in spans if span[1] <= match.start()]
         after = [span for span in spans if span[0] >= match.end()]
-        side = re.search(r"\b(right|left)\b", clause[: match.start()])
+        side = re.search(r"\b(right|left|midline)\b", clause[: match.start()])
         if before and side and not (after and after[0][0] - match.end() < 45):
             more.append((match.end(), match.end(), before[-1][2]))
     return sorted([*spans, *more])
@@ -211,9 +207,7 @@ def _side(before: str, inside: str, after: str) -> str | None:
     """The nearest side: inside the name, before it, then after it."""
     for part, from_end in ((inside, False), (before, True), (after, False)):
         found = sorted(
-            (match.start(), side)
-            for side, pattern in words.SIDES.items()
-            for match in _compiled(pattern).finditer(part)
+            (match.start(), side) for side, pattern in words.SIDES.items() for match in _compiled(pattern).finditer(part)
         )
         sides = [side for _, side in found if side != "midline"]
         if {"right", "left"} <= set(sides) and not re.search(r"\bto the (?:right|left)\b", part):
@@ -244,6 +238,19 @@ def _count(before: str) -> int | None:
 def _count_after(after: str) -> int | None:
     match = re.search(r"\bnumber (\d+)\b", after)
     return int(match[1]) if match else None
+
+
+def _signals(after: str, contrasts: Sequence[tuple[int, str]]) -> tuple[tuple[str, str], ...]:
+    """Each contrast named after the finding, with the last word before it for how something looks."""
+    looks = sorted(
+        (match.start(), signal) for signal, pattern in words.SIGNALS.items() for match in _compiled(pattern).finditer(after)
+    )
+    found = []
+    for at, contrast in sorted(contrasts):
+        before = [signal for place, signal in looks if place < at]
+        if 0 <= at < len(after) and before:
+            found.append((contrast, before[-1]))
+    return tuple(found)
 
 
 def _is_of_the_record(clause: str, first: int) -> bool:
@@ -368,10 +375,8 @@ def differences(mention: Mention, finding: Finding) -> list[tuple[Kind, str]]:
         found.append(("number", f"{mention.count} instead of {counted}"))
     if mention.change and mention.change != finding.change:
         found.append(("prior", f"{mention.change} instead of {finding.change}"))
-    if mention.signal and mention.contrasts:
-        signals = {one.contrast: one.signal for one in finding.signals}
-        wrong = [one for one in mention.contrasts if signals.get(one) != mention.signal]  # pyright: ignore[reportArgumentType, reportCallIssue]
-        found += [("signal", f"{mention.signal} on {one}") for one in wrong]
+    signals = {(one.contrast, one.signal) for one in finding.signals}
+    found += [("signal", f"{looks} on {contrast}") for contrast, looks in mention.signals if (contrast, looks) not in signals]
     return found
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from foundation.checkpoint import read_about
 from foundation.errors import InputError
@@ -26,6 +26,7 @@ from heads.report.verifier import verify_sentence
 SECOND_TRY = 0.7  # the temperature at which a sentence is written once more
 
 
+@runtime_checkable
 class Writer(Protocol):
     """Words statements as sentences with slots. `name` is what a sentence says of who wrote it."""
 

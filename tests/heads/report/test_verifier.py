@@ -1,0 +1,121 @@
+"""The verifier reads what readers write, finds every planted error, and does not object to what is right."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from numpy.random import default_rng
+
+from foundation.findings import Finding, Measurement
+from heads.report.perturb import KINDS, perturb
+from heads.report.phrasing import cohort_report
+from heads.report.templates import draft
+from heads.report.verifier import parse, sentences_of, verify, verify_sentence
+from tests.heads.report.making import imagined, style_of
+
+
+def one(text: str):
+    [mention] = parse(text).mentions
+    return mention
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("No acute infarct is seen.", "absent"),
+        ("There is no evidence of acute infarction.", "absent"),
+        ("An infarct is not identified.", "absent"),
+        ("Possible acute infarct in the left frontal lobe.", "possible"),
+        ("Acute infarct cannot be excluded.", "possible"),
+        ("Findings are most consistent with acute infarct.", "likely"),
+        ("Acute infarct is unlikely.", "unlikely"),
+        ("Acute infarct could not be assessed.", "not_assessed"),
+        ("No assessment of acute infarct was possible.", "not_assessed"),
+        ("Acute infarct, not present on 2019-03-12.", "stated"),
+        ("Acute infarct with no significant interval change.", "stated"),
+    ],
+)
+def test_certainty(text: str, expected: str):
+    assert one(text).hedge == expected
+
+
+def test_a_negation_ends_where_something_else_begins():
+    hedges = {m.finding: m.hedge for m in parse("No haemorrhage, oedema or mass, but an acute infarct.").mentions}
+    assert hedges == {"haemorrhage": "absent", "oedema": "absent", "tumour": "absent", "acute infarct": "stated"}
+    after = {m.finding: m.hedge for m in parse("There is a mass. No oedema.".split(". ")[1]).mentions}
+    assert after == {"oedema": "absent"}
+
+
+def test_side_place_size_and_time():
+    mention = one("A 3.2 x 2.1 cm mass in the left fronto-parietal region, larger than on the prior study, bright on FLAIR.")
+    assert mention.side == "left" and mention.numbers == (("3.2", "cm"), ("2.1", "cm"))
+    assert {"frontal lobe", "parietal lobe"} >= mention.places and "parietal lobe" in mention.places
+    assert mention.change == "grown" and mention.signals == (("FLAIR", "hyperintense"),)
+    assert one("Two bilateral white matter lesions").count == 2
+    assert one("Midline shift to the right of 5 mm").side == "right"
+    assert parse("History of stroke.").mentions[0].is_record
+    assert parse("“No stroke, left mass 3 cm”").mentions == ()  # somebody else's words
+
+
+def test_a_pair_in_one_sentence_is_two_mentions():
+    sides = [(m.side, m.numbers) for m in parse("The right hippocampus measures 3.42 ml and the left 3.10 ml.").mentions]
+    assert sides == [("right", (("3.42", "ml"),)), ("left", (("3.10", "ml"),))]
+
+
+def test_sentences_end_at_full_stops_and_not_in_numbers():
+    assert sentences_of("A mass of 3.2 cm. No oedema.\n- Atrophy vs. age.") == ["A mass of 3.2 cm.", "No oedema.", "Atrophy vs. age."]
+
+
+def mass(**changes) -> Finding:
+    values = {
+        "id": "a", "name": "tumour", "anatomy": "frontal lobe", "side": "left", "presence": "present", "severity": None,
+        "measurements": (Measurement(name="diameter", value=31.96, unit="mm", method="test"),), "source": "test", "abnormal": True,
+    }  # fmt: skip
+    return Finding(**(values | changes))
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        ("There is a mass in the left frontal lobe, measuring 32.0 mm.", set()),
+        ("There is a 3.2 cm mass in the left frontal lobe.", set()),  # rounded as printed
+        ("There is a mass in the right frontal lobe.", {"side", "omission"}),
+        ("There is a mass in the frontal lobe.", {"side", "omission"}),
+        ("There is a mass in the left parietal lobe.", {"anatomy", "omission"}),
+        ("There is a mass in the left frontal lobe, measuring 32.1 mm.", {"number", "omission"}),
+        ("There is a mass in the left frontal lobe, measuring 32.0 ml.", {"number", "omission"}),
+        ("There is a severe mass in the left frontal lobe.", {"severity", "omission"}),
+        ("There is a possible mass in the left frontal lobe.", {"hedge", "omission"}),
+        ("There is no mass in the left frontal lobe.", {"negation", "omission"}),
+        ("There is a stable mass in the left frontal lobe.", {"prior", "omission"}),
+        ("There is a haematoma in the left frontal lobe.", {"unsupported", "omission"}),
+        ("There is a mass in the left frontal lobe and oedema.", {"unsupported"}),
+        ("All is well.", {"omission"}),
+        ("There is a mass in the left frontal lobe with a history of stroke.", {"record"}),
+    ],
+)
+def test_each_kind_of_error_is_named(text: str, kinds: set[str]):
+    assert {problem.kind for problem in verify_sentence(text, [mass()], has_prior=False)} == kinds
+
+
+def test_what_synthetic_readers_and_templates_write_is_right():
+    for seed in range(24):
+        reading, style = imagined(seed), style_of(seed)
+        assert verify(cohort_report(reading, style, default_rng(seed)).text(), reading, style) == []
+        assert verify(draft(reading).text(), reading) == [], draft(reading).text()
+
+
+def test_planted_errors_are_found():
+    """The measured rates are in docs/report.md; here enough of each kind that a hole would show."""
+    planted: Counter[str] = Counter()
+    for seed in range(40):
+        reading, style, rng = imagined(1000 + seed), style_of(seed), default_rng(seed)
+        right = cohort_report(reading, style, rng)
+        for kind in KINDS:
+            wrong = perturb(kind, right, rng)
+            if wrong is not None:
+                planted[kind] += 1
+                assert wrong.text() != right.text()
+                assert verify(wrong.text(), reading, style), (kind, set(wrong.sentences) ^ set(right.sentences))
+    assert set(planted) == set(KINDS) and min(planted.values()) >= 20
