@@ -39,6 +39,7 @@ LEAST_VOXELS = 32  # DenseNet halves five times
 ATLAS_VOXELS = 48  # along each edge of the body's box
 THRESHOLDS = np.linspace(-3, 6, 181)  # standard deviations of the normalised series
 RIDGE = 10.0  # of standardised features
+ALONE = {"record": None, "members": 1}
 
 
 class _Nothing(nn.Module):
@@ -99,7 +100,9 @@ class _DenseNetHead(Head):
 
     def __init__(self, config: HeadConfig):
         super().__init__(EncoderConfig(), config)
-        own = head_module(config.kind).Head(EncoderConfig(), config)
+        # A DenseNet has one answer, and reads no record.
+        alone = {name: value for name, value in ALONE.items() if name in type(config).model_fields}
+        own = head_module(config.kind).Head(EncoderConfig(), config.model_copy(update=alone))
         assert isinstance(own, StudyHead)
         num_outputs = own.answer.out_features
         for unused in ("norm", "pool", "answer"):

@@ -140,7 +140,9 @@ class Head(StudyHead):
     ) -> Float[Tensor, "batch members times"]:
         """The chance of being free of the event at each time, by each member."""
         edges = self.edges.cpu()
-        return hazard.survival(output.to(edges).cpu(), edges, torch.as_tensor(np.asarray(times_days)).to(edges))
+        return hazard.survival(
+            output.detach().to(edges).cpu(), edges, torch.as_tensor(np.asarray(times_days)).to(edges)
+        )
 
     @property
     def horizon_days(self) -> float:
@@ -219,7 +221,7 @@ class Head(StudyHead):
     def _times(self, output: Tensor) -> tuple[float, float | None]:
         """Restricted mean, and the median of the members' mean curve or None where that stays above one half; in days."""
         edges = self.edges.cpu()
-        mean = float(hazard.restricted_mean(output[0].float().cpu(), edges).mean())
+        mean = float(hazard.restricted_mean(output[0].detach().float().cpu(), edges).mean())
         times = np.linspace(0, self.horizon_days, 2001)
         curve = self.survival(output, times)[0].mean(dim=0).numpy()
         return mean, float(np.interp(0.5, curve[::-1], times[::-1])) if curve[-1] <= 0.5 else None

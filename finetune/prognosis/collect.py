@@ -1,8 +1,9 @@
 """The patients of a prognosis from a collection: outcomes from the rows' targets, records from their files, and images through a
 frozen encoder, once.
 
-What is kept of a study are the registers, and mean, spread and largest value of every feature over its tokens. Models that outline
-structures (`measured_by`) add the volumes that they find. Patients that any of these models learnt from are left out.
+What is kept of a study is how bright it is inside (plain counts), the encoder's registers, and mean, spread and largest value
+of every feature over its tokens. Models that outline structures (`measured_by`) add the volumes that they find. Patients that
+any of these models learnt from are left out.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.ndimage import distance_transform_edt
 
 from ehr.features import age_years
 from ehr.index import Admitted
 from finetune.config import FinetuneConfig
 from finetune.prognosis.patients import Patients
-from finetune.samples import record_of
+from finetune.samples import progress_over, record_of
 from foundation.checkpoint import read_about
 from foundation.encoder import Encoder
 from foundation.errors import InputError
@@ -27,24 +29,22 @@ from foundation.files import write_aside
 from foundation.preprocess import PreparedStudy, prepare_study
 from foundation.progress import progress
 from foundation.reading.collection import Collection, Row, read_manifest, read_study
-from foundation.study import CONTRASTS
+from foundation.study import Contrast
 from heads.adapters.folder import LoadedModel, load_model
 from heads.base import StudyBatch, StudySample
 from heads.prognosis import Head
 from heads.segmentation import LabelMapHead
+
+DEPTH_MM = 24.0  # inside the skull, mostly
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
+FAR = (-3.0, -2.0, -1.0, 1.0, 1.5, 2.0, 3.0, 4.0)  # interquartile ranges from the median
 
 
 def from_collection(config: FinetuneConfig, head: Head, *, measured_by: Sequence[Path] = ()) -> Patients:
     """Every row with an outcome, whatever its split, but those that the models learnt from."""
     collection = read_manifest(config.data.manifest)
     folders = [*([] if config.encoder is None else [config.encoder]), *measured_by]
-    if not folders:
-        raise InputError(
-            "images are seen through a fitted model",
-            got="encoder: null",
-            remedy="Set encoder=FOLDER, or --measured-by.",
-        )
-    learnt = {subject for folder in folders for subject in read_about(folder)["provenance"].get("trained_on", ())}
+    learnt = {subject for folder in folders for subject in _learnt_from(folder, collection)}
     rows = [row for row in collection.rows if row.subject not in learnt]
     seen, known = head.follow_up([dict(row.targets) for row in rows])
     rows = [rows[index] for index in known]
@@ -54,7 +54,7 @@ def from_collection(config: FinetuneConfig, head: Head, *, measured_by: Sequence
             "patients have outcomes", got="none that no model learnt from", remedy=remedy, file=collection.path
         )
     notes = [f"{len(collection.rows)} studies, {len(rows)} with an outcome that no model here had learnt from."]
-    records = [record_of(row, collection.root) for row in rows]
+    records = [record_of(row, collection.root) for row in progress_over(rows, "records")]
     without = sum(one is None for one in records)
     if without:
         notes.append(f"{without} of them without a record.")
@@ -68,6 +68,12 @@ def from_collection(config: FinetuneConfig, head: Head, *, measured_by: Sequence
         oracle=_oracle(collection.root, rows),
         notes=tuple(notes),
     )
+
+
+def _learnt_from(folder: Path, collection: Collection) -> Sequence[str]:
+    """The subjects of this very collection that a model was fitted on; names alone would mean others in another one."""
+    provenance = read_about(folder)["provenance"]
+    return provenance.get("trained_on", ()) if provenance.get("data") == collection.fingerprint() else ()
 
 
 def _person(row: Row, record: Admitted | None) -> list[float]:
@@ -105,24 +111,46 @@ def _image_columns(
     weights = [
         read_about(folder)["provenance"].get("weights_sha256") for folder in (config.encoder, *measured_by) if folder
     ]
-    made_from = json.dumps([weights, collection.fingerprint(), spacing, [row.name for row in rows], CONTRASTS])
+    made_from = json.dumps([weights, collection.fingerprint(), spacing, [row.name for row in rows]])
     kept = config.folder / f"images-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}.npy"
     if kept.is_file():
         return np.load(kept)
     encoder = None if config.encoder is None else _encoder(config.encoder)
+    contrasts = sorted({series.contrast for row in rows for series in row.series})
     models = [load_model(folder) for folder in measured_by]
     found = []
     with progress(total=len(rows), label="look", unit="study") as bar:
         for row in rows:
             study = read_study(row, collection.root)
             prepared = prepare_study(study, spacing)
-            columns = [] if encoder is None else [pooled_features(encoder, prepared)]
+            columns = [brightness(prepared, contrasts)]
+            columns += [] if encoder is None else [pooled_features(encoder, prepared)]
             columns += [measured_volumes(one, prepared) for one in models]
             found.append(np.concatenate(columns))
             bar.update()
     with write_aside(kept) as aside:
         np.save(aside, np.stack(found))
     return np.stack(found)
+
+
+def brightness(prepared: PreparedStudy, contrasts: Sequence[Contrast]) -> np.ndarray:
+    """Of each contrast, deeper than `DEPTH_MM`: quantiles, and ln(1 + ml) of what is far brighter or darker than most.
+
+    Plain counts, which need no model: how much is bright on FLAIR is most of what there is to know of some diseases.
+    """
+    voxel_ml = float(np.prod(prepared.grid.spacing_mm)) / 1000
+    found = np.full((len(contrasts), len(QUANTILES) + len(FAR)), np.nan)
+    for place, contrast in enumerate(contrasts):
+        if contrast in prepared.contrasts:
+            index = prepared.contrasts.index(contrast)
+            depth_mm = distance_transform_edt(prepared.body[index], sampling=prepared.grid.spacing_mm)
+            values = prepared.voxels[index][np.asarray(depth_mm) > DEPTH_MM]
+            if len(values):
+                quantiles = np.quantile(values, QUANTILES)
+                low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
+                far = [np.sum(np.sign(k) * (values - middle) > abs(k) * (high - low)) * voxel_ml for k in FAR]
+                found[place] = [*quantiles, *np.log1p(far)]
+    return found.ravel()
 
 
 def _encoder(folder: Path) -> Encoder:

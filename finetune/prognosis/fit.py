@@ -8,7 +8,7 @@ A deep row's models are then the members of an ensemble, whose disagreement is i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -29,9 +29,10 @@ from heads.prognosis import Head
 Sees = Literal["nothing", "person", "record", "image", "both"]
 
 PARTS = 5
-PENALTIES = np.geomspace(3.0, 3000.0, 7)  # of squared weights of standardised columns, against a sum over patients
+PENALTIES = np.geomspace(3.0, 1000.0, 6)  # of squared weights of standardised columns, against a sum over patients
 LARGEST = 4.0  # standard deviations: beyond, a column says no more
 COMMONEST = 0.98  # a column that has one value in this share of patients is left out
+MOST = 200
 WIDTH = 64
 EPOCHS, PATIENCE, BATCH, RATE, DECAY = 40, 6, 64, 2e-3, 0.1
 
@@ -47,13 +48,16 @@ class Fit:
 @dataclass(frozen=True)
 class Columns:
     """How columns become numbers of like size: skewed ones as logarithms, NaN as the mean and, where it is common, a column of its
-    own, in standard deviations of the training patients."""
+    own, in standard deviations of the training patients. More than `MOST` are turned into their first `MOST` principal
+    components, the first of which has a standard deviation of 1 and the others less.
+    """
 
     kept: Int[np.ndarray, " kept"]
     is_log: Bool[np.ndarray, " kept"]
     middle: Float[np.ndarray, " kept"]
     spread: Float[np.ndarray, " kept"]
     gaps: Int[np.ndarray, " gaps"]
+    turn: Float[np.ndarray, "numbers components"] | None = None
 
     @classmethod
     def of(cls, values: Float[np.ndarray, "train columns"]) -> Columns:
@@ -64,13 +68,19 @@ class Columns:
         middle = np.array([one[np.isfinite(one)].mean() for one in chosen.T])
         spread = np.array([one[np.isfinite(one)].std() for one in chosen.T])
         gaps = [place for place in kept if COMMONEST > np.isnan(values[:, place]).mean() > 1 - COMMONEST]
-        return cls(np.array(kept, int), is_log, middle, np.where(spread > 0, spread, 1.0), np.array(gaps, int))
+        plain = cls(np.array(kept, int), is_log, middle, np.where(spread > 0, spread, 1.0), np.array(gaps, int))
+        numbers = plain(values)
+        if numbers.shape[1] <= MOST:
+            return plain
+        _, sizes, axes = np.linalg.svd(numbers - numbers.mean(axis=0), full_matrices=False)
+        return replace(plain, turn=axes[:MOST].T / sizes[0] * np.sqrt(len(numbers)))
 
     def __call__(self, values: Float[np.ndarray, "patients columns"]) -> Float[np.ndarray, "patients numbers"]:
         chosen = values[:, self.kept]
         chosen = np.where(self.is_log, np.log1p(np.maximum(chosen, 0)), chosen)
         scaled = np.clip((chosen - self.middle) / self.spread, -LARGEST, LARGEST)
-        return np.concatenate([np.nan_to_num(scaled), np.isnan(values[:, self.gaps]) - 0.5], axis=1)
+        numbers = np.concatenate([np.nan_to_num(scaled), np.isnan(values[:, self.gaps]) - 0.5], axis=1)
+        return numbers if self.turn is None else numbers @ self.turn
 
 
 def _varies(column: np.ndarray) -> bool:
@@ -78,7 +88,7 @@ def _varies(column: np.ndarray) -> bool:
     if len(known) < len(column) * (1 - COMMONEST) + 2:
         return False
     _, counts = np.unique(known, return_counts=True)
-    return len(counts) > 1 and counts.max() <= COMMONEST * len(known)
+    return len(counts) > 1 and bool(counts.max() <= COMMONEST * len(known))
 
 
 def _is_skewed(column: np.ndarray) -> bool:
