@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a DICOM folder or zip, a NIfTI file, a folder of one visit's, or manifest.jsonl#SUBJECT",
     )  # fmt: skip
     read.add_argument("out", type=Path, metavar="OUT", help="the folder to write into; made if absent")
+    read.add_argument("--bids", action="store_true", help="write the masks as a BIDS derivative too")
     _add_choice(read)
     _add_models(read)
 

@@ -69,8 +69,7 @@ class _Stack:
 def affine_of(planes: Sequence[Slice]) -> np.ndarray | None:
     """From (column, row, plane) to patient RAS+ mm; None where a header does not say, or of less than two planes."""
     first, last = planes[0], planes[-1]
-    placed = first.position and last.position and first.orientation and first.spacing_mm
-    if not placed or len(planes) < 2:
+    if not (first.position and last.position and first.orientation and first.spacing_mm) or len(planes) < 2:
         return None
     affine = affine_of_plane(first)
     affine[:3, 2] = LPS[:3, :3] @ (np.subtract(last.position, first.position) / (len(planes) - 1))
