@@ -10,14 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
+import matplotlib
 from reportlab.lib import colors
 from reportlab.lib.enums import TA_LEFT
 from reportlab.lib.pagesizes import A4
 from reportlab.lib.styles import ParagraphStyle
 from reportlab.lib.units import mm
 from reportlab.lib.utils import ImageReader
+from reportlab.pdfbase import pdfmetrics
+from reportlab.pdfbase.ttfonts import TTFont
 from reportlab.platypus import Image, KeepTogether, Paragraph, SimpleDocTemplate, Spacer, Table, TableStyle
 
 from foundation.findings import Reading
@@ -30,33 +34,41 @@ WIDTH = A4[0] - 2 * MARGIN
 INK, QUIET, LINE, WARN, WARN_BACK = (
     colors.HexColor(c) for c in ("#1d2530", "#5c6875", "#dce1e7", "#7a4100", "#fff4e0")
 )
-COLUMN_WIDTHS = (0.04, 0.19, 0.1, 0.12, 0.1, 0.15, 0.18, 0.12)  # of the page, the number in front included
-# Type 1 Helvetica has Latin-1 only; what it lacks of our own words is spelt out, the rest becomes a question mark.
-SPELT = {"≤": "<=", "≥": ">=", "–": "-", "—": "-", "’": "'", "“": '"', "”": '"', "…": "..."}
+COLUMN_WIDTHS = (0.04, 0.19, 0.09, 0.11, 0.11, 0.15, 0.18, 0.13)  # of the page, the number in front included
+PADDING = 6  # points that reportlab leaves around a page's text
+FONT, BOLD = "DejaVuSans", "DejaVuSans-Bold"
 
 
 def pdf_bytes(reading: Reading, draft: Draft, pictures: Sequence[Picture]) -> bytes:
     """The report as PDF, the same bytes for the same reading."""
+    _embed_fonts()
     file = BytesIO()
     document = SimpleDocTemplate(
         file,
         pagesize=A4,
-        leftMargin=MARGIN,
-        rightMargin=MARGIN,
-        topMargin=30 * mm,
+        leftMargin=MARGIN - PADDING,
+        rightMargin=MARGIN - PADDING,
+        topMargin=26 * mm,
         bottomMargin=16 * mm,
-        title=_latin(f"Draft report on {study_name(reading)}"),
-        author=_latin(reading.software),
+        title=f"Draft report on {study_name(reading)}",
+        author=reading.software,
         invariant=True,
     )
     document.build(list(_story(reading, draft, pictures)), onFirstPage=_frame, onLaterPages=_frame)
     return file.getvalue()
 
 
+def _embed_fonts() -> None:
+    """DejaVu Sans, which comes with matplotlib: PDF's own Helvetica has no Greek, and viewers put wider fonts in its place."""
+    for name in (FONT, BOLD):
+        if name not in pdfmetrics.getRegisteredFontNames():
+            pdfmetrics.registerFont(TTFont(name, Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"))
+
+
 def _story(reading: Reading, draft: Draft, pictures: Sequence[Picture]) -> Iterator[Any]:
     numbers = {finding.id: number for number, finding in enumerate(reading.findings, start=1)}
     yield _text(f"Report on {study_name(reading)}", size=15.0, bold=True)
-    yield _text(colophon(reading), size=8.5, colour=QUIET)
+    yield _text(colophon(reading), size=8.0, colour=QUIET)
     for section in SECTIONS:
         sentences = draft.section(section)
         if sentences:
@@ -67,22 +79,22 @@ def _story(reading: Reading, draft: Draft, pictures: Sequence[Picture]) -> Itera
             yield KeepTogether([_heading(section), body[0]])
             yield from body[1:]
     for picture in pictures:
-        yield KeepTogether([Spacer(0, 4 * mm), _picture(picture), _text(picture.caption, size=8.5, colour=QUIET)])
+        yield KeepTogether([Spacer(0, 4 * mm), _picture(picture), _text(picture.caption, size=8.0, colour=QUIET)])
     if reading.findings:
         yield _heading("Table of findings")
         yield _table(reading, numbers)
     if reading.models:
         yield _heading("Models")
         for model in reading.models:
-            yield _text(f"{model.name}: weights sha256 {model.weights_sha256}", size=8.0, colour=QUIET)
+            yield _text(f"{model.name}: weights sha256 {model.weights_sha256}", size=7.5, colour=QUIET)
 
 
 def _table(reading: Reading, numbers: dict[str, int]) -> Table:
-    head = [_text(title, size=8.0, colour=QUIET) for title in ("#", *COLUMNS)]
+    head = [_text(title, size=7.5, colour=QUIET) for title in ("#", *COLUMNS)]
     rows = []
     for finding in reading.findings:
         bold = finding.is_abnormal and finding.presence == "present"
-        rows.append([_text(cell, size=8.0, bold=bold) for cell in (str(numbers[finding.id]), *cells(finding))])
+        rows.append([_text(cell, size=7.5, bold=bold) for cell in (str(numbers[finding.id]), *cells(finding))])
     table = Table([head, *rows], colWidths=[WIDTH * share for share in COLUMN_WIDTHS], repeatRows=1)
     table.setStyle(
         TableStyle(
@@ -106,9 +118,9 @@ def _frame(canvas: Any, document: Any) -> None:
     canvas.setFillColor(WARN_BACK)
     canvas.rect(0, height - 20 * mm, width, 20 * mm, stroke=0, fill=1)
     canvas.setFillColor(WARN)
-    canvas.setFont("Helvetica-Bold", 11)
+    canvas.setFont(BOLD, 11)
     canvas.drawString(MARGIN, height - 10 * mm, BANNER)
-    canvas.setFont("Helvetica", 8.5)
+    canvas.setFont(FONT, 7.5)
     canvas.drawString(MARGIN, height - 15 * mm, NOT_A_DEVICE)
     canvas.setFillColor(QUIET)
     canvas.drawRightString(width - MARGIN, 9 * mm, f"Page {document.page}")
@@ -121,14 +133,14 @@ def _picture(picture: Picture) -> Image:
 
 
 def _heading(text: str) -> Paragraph:
-    return _text(text, size=11.0, bold=True, before=8.0)
+    return _text(text, size=10.5, bold=True, before=8.0)
 
 
 def _sentence(text: str, cited: Sequence[int], *, bold: bool) -> Paragraph:
     marks = ", ".join(map(str, cited))
     return _text(
         text,
-        size=10.0,
+        size=9.0,
         bold=bold,
         tail=f" <super size='7'><font color='#0072b2'>{marks}</font></super>" if marks else "",
     )
@@ -145,7 +157,7 @@ def _text(
 ) -> Paragraph:
     style = ParagraphStyle(
         "own",
-        fontName="Helvetica-Bold" if bold else "Helvetica",
+        fontName=BOLD if bold else FONT,
         fontSize=size,
         leading=1.3 * size,
         textColor=colour,
@@ -154,10 +166,4 @@ def _text(
         alignment=TA_LEFT,
         wordWrap="CJK" if max(map(len, text.split()), default=0) > 40 else None,  # breaks names that have no space
     )
-    return Paragraph(escape(_latin(text)) + tail, style)
-
-
-def _latin(text: str) -> str:
-    for sign, spelt in SPELT.items():
-        text = text.replace(sign, spelt)
-    return text.encode("latin-1", "replace").decode("latin-1")
+    return Paragraph(escape(text) + tail, style)

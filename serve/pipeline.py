@@ -133,6 +133,7 @@ def read_to_folder(
     choose: Sequence[str] = (),
     visit: int | None = None,
     bids: bool = False,
+    deidentify: bool = False,
 ) -> None:
     """The `larmor read` command: reading.json, the report (md, html, pdf), measurements.csv, fhir/, pictures/, masks/ and, where
     there is reason, lesions.csv, dicom/ and bids/ appear in `out` together."""
@@ -146,7 +147,7 @@ def read_to_folder(
         print(
             "No model was named and none is in runs/demo/models: nothing in the images is assessed. `make demo` makes one."
         )
-    result = read_study(study_from_path(study, choose, visit), loaded)
+    result = read_study(study_from_path(study, choose, visit, deidentify=deidentify), loaded)
     save_reading(result, out, bids=bids)
     for path in sorted(file for file in out.rglob("*") if file.is_file()):
         print(f"wrote {path}")

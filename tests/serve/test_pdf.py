@@ -59,7 +59,8 @@ def test_it_says_what_the_draft_says() -> None:
     assert pdf.startswith(b"%PDF") and b"/Subtype /Image" in pdf
     for part in (BANNER, NOT_A_DEVICE, "Impression", "planes of a head", "Table of findings", "1.50 ml"):
         assert part in text, part
-    assert "<b>bold</b><img" in text.replace(" ", "") and b"/URI" not in pdf and "µ½" in text
+    assert "<b>bold</b><img" in text.replace(" ", "") and b"/URI" not in pdf
+    assert b"/FontFile2" in pdf, "a viewer's own font may be wider, and has no Greek"
 
 
 def test_long_readings_take_more_pages_and_the_same_reading_gives_the_same_bytes() -> None:

@@ -111,7 +111,7 @@ def test_several_series_become_a_study_with_an_anatomical_reference(tmp_path: Pa
     write_series(tmp_path, "9", SeriesDescription="t1 se +c", ContrastBolusAgent="some")
     study = study_from_dicom(tmp_path)
     assert [(one.name, one.contrast) for one in study.series] == [
-        ("series-7", "T1w"), ("series-9", "T1w-contrast"), ("series-3", "T2w"),
+        ("mr-7", "T1w"), ("mr-9", "T1w-contrast"), ("mr-3", "T2w"),
     ]  # fmt: skip
     assert study.subject.startswith("patient-") and study.series[1].source is None
     chosen = study_from_dicom(tmp_path, ["3=PD", "7"])
@@ -141,7 +141,7 @@ def test_echoes_phases_and_time_points_are_asked_for(tmp_path: Path) -> None:
     write_series(tmp_path / "p", seed=1)
     write_series(tmp_path / "p", seed=2, ImageType=["ORIGINAL", "PRIMARY", "P", "ND"])
     study = study_from_dicom(tmp_path / "p")  # one magnitude leaves no choice
-    assert [series.name for series in study.series] == ["series-1.magnitude"]
+    assert [series.name for series in study.series] == ["mr-1.magnitude"]
     assert study.notes == ("Series 1.phase was set aside: it is a phase image.",)
 
 
@@ -172,7 +172,7 @@ def test_what_is_no_volume_is_set_aside_with_its_reason(tmp_path: Path) -> None:
     for number, reason in enumerate(reasons, start=2):
         reason = f"{number} was set aside: {reason}"
         assert any(reason in note for note in study.notes), reason
-    assert study_from_dicom(tmp_path, ["3"]).reference.name == "series-3"
+    assert study_from_dicom(tmp_path, ["3"]).reference.name == "mr-3"
     assert "series 4 is a volume" in refusal(tmp_path, "4")
     assert "There are: 1, 2, 3" in refusal(tmp_path, "12")
     lines = table(list_dicom(tmp_path))
