@@ -33,6 +33,7 @@ from foundation.reading.sandbox import Limits, run_limited
 
 BATCH = 50
 HANG_S = 5.0
+CONVERTED = 20  # one case in so many goes all the way to a volume
 LARGEST_BYTES = 200_000
 
 
@@ -77,10 +78,10 @@ def damaged_zip(contents: list[bytes], rng: Generator) -> bytes:
     file = BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for number, content in enumerate(contents):
-            name = ("../../../tmp/evil", "/etc/evil", "C:\\evil", f"{number}", "a" * 300, "\0x")[int(rng.integers(6))]
-            archive.writestr(f"{name}{number}", content)
+            name = ("../../../tmp/evil", "/etc/evil", "C:\\evil", f"{number}", "a" * 300, "x\0y")[int(rng.integers(6))]
+            archive.writestr(f"{number}{name}", content)
         if rng.random() < 0.3:
-            archive.writestr("bomb", bytes(100 * 2**20))
+            archive.writestr("bomb", bytes(70 * 2**20))
         if rng.random() < 0.2:
             link = zipfile.ZipInfo("link")
             link.external_attr = 0o120777 << 16
@@ -112,7 +113,7 @@ def read_batch(folder: str, seed: int, count: int, kind: str) -> dict[str, Any]:
                     (Path("study.zip") / str(number)).write_bytes(damage(content, rng) if number == hurt else content)
             started = time.monotonic()
             try:
-                (convert_study if case % 5 == 0 else survey)(str(Path("study.zip").absolute()))
+                (convert_study if case % CONVERTED == 0 else survey)(str(Path("study.zip").absolute()))
                 outcomes["read"] += 1
             except InputError:
                 outcomes["refused"] += 1

@@ -57,6 +57,10 @@ def convert_study(
     for volume, contrast in chosen:
         if volume.recognised.conflict and contrast == "unknown":
             notes.append(f"The contrast of series {volume.label} is in doubt: {volume.recognised.conflict}.")
+        if volume.holes:
+            notes.append(
+                f"Series {volume.label} may lack slices at an end: {volume.holes} of its instance numbers are missing."
+            )
     left = [volume.label for volume in volumes if choose and volume.label not in kept and not volume.aside]
     if left:
         notes.append(f"Not chosen, so not read: series {', '.join(left[:20])}{' and more' if len(left) > 20 else ''}.")

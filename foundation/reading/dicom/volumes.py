@@ -54,6 +54,15 @@ class Volume:
         return None if affine is None else tuple(float(n) for n in np.linalg.norm(affine[:3, :3], axis=0))
 
     @property
+    def holes(self) -> int:
+        """How many instance numbers are missing among those that are there; 0 where the numbering tells nothing."""
+        numbers = {plane.instance for plane in self.slices}
+        if len(numbers) < len(self.slices) or len(self.slices) < LEAST_SLICES:
+            return 0
+        holes = max(numbers) - min(numbers) + 1 - len(numbers)
+        return holes if holes <= max(2, len(numbers) // 10) else 0  # more, and the numbers count echoes or times too
+
+    @property
     def affine(self) -> np.ndarray | None:
         """From (column, row, plane) to patient RAS+ mm as the headers say; None where they do not or it is a mosaic."""
         return None if self.facts.mosaic or not self.slices else affine_of(self.slices)

@@ -125,8 +125,9 @@ def test_a_reading_names_the_patient_only_where_it_was_asked_to(
     monkeypatch.setenv("LARMOR_MODELS", str(tmp_path / "none"))
     fields = dict.fromkeys(("SeriesDescription", "ProtocolName", "InstitutionName", "StudyDescription", "PatientComments",
                             "StationName", "OperatorsName", "AccessionNumber", "StudyID", "ImageComments"), TOKEN)  # fmt: skip
-    made = write_series(tmp_path / "made", PatientName=f"{TOKEN}^X", PatientID=str(NUMBER), PatientBirthDate=DATE, StudyDate=DATE,
-                        SoftwareVersions=TOKEN, Manufacturer=TOKEN, **fields)  # fmt: skip
+    fields |= {"PatientName": f"{TOKEN}^X", "PatientID": str(NUMBER), "PatientBirthDate": DATE, "StudyDate": DATE}
+    fields |= {"SoftwareVersions": TOKEN, "Manufacturer": TOKEN}
+    made = write_series(tmp_path / "made", order=range(6), **fields)
     scans = tmp_path / "in" / TOKEN
     scans.mkdir(parents=True)
     for number, file in enumerate(made.files):

@@ -193,6 +193,12 @@ def test_missing_slices_are_refused_by_their_places(tmp_path: Path) -> None:
     assert "of 2 images at each place some are missing at" in refusal(tmp_path / "b", "1.t1")
 
 
+def test_a_slice_lost_at_an_end_leaves_a_hole_in_the_numbers(tmp_path: Path) -> None:
+    write_series(tmp_path, order=[1, 2, 0, 3, 4, 5], keep=lambda plane: plane != 0)
+    notes = study_from_dicom(tmp_path).notes
+    assert notes == ("Series 1 may lack slices at an end: 1 of its instance numbers are missing.",)
+
+
 def test_uneven_and_sheared_stacks_are_refused(tmp_path: Path) -> None:
     made = write_series(tmp_path / "uneven", affine=oblique())
     _edit(made.files[0], ImagePositionPatient=[-20.5, 11.25, 11.0])

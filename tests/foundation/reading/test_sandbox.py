@@ -69,5 +69,5 @@ def test_every_failure_is_an_input_error_that_quotes_nothing(tmp_path: Path, how
 def test_a_hang_ends_with_everything_it_started(tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(InputError, match="no end"):
-        run_limited(f"{HERE}:fail", {"how": "fork and hang"}, folder=tmp_path, limits=Limits(seconds=5))
+        run_limited(f"{HERE}:fail", {"how": "fork and hang"}, folder=tmp_path, limits=Limits(seconds=5.0))
     assert time.monotonic() - started < 100, "it did not wait for the sleep"
