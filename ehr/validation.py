@@ -60,6 +60,14 @@ class Validator:
         valid = [verdict for verdict in verdicts if verdict.version]
         return self._settled(min(valid, key=lambda verdict: len(verdict.repairs))) if valid else verdicts[0]
 
+    def errors_under(self, version: str, resource: dict[str, Any]) -> str | None:
+        """What is wrong with a resource under one version as it is; None where nothing is."""
+        model = self._model(version, str(resource.get("resourceType")))
+        if model is None:
+            return "no FHIR resource type"
+        errors = _errors(model, resource)
+        return _reason(errors[0]) if errors else None
+
     def _settled(self, verdict: Verdict) -> Verdict:
         if verdict.version != self._order[0]:
             self._order.reverse()

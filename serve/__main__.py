@@ -18,6 +18,7 @@ from foundation.errors import InputError
 COMMANDS = {
     "read": "serve.pipeline:read_to_folder",
     "dicom": "foundation.reading.dicom.study:dicom_command",
+    "deidentify": "foundation.reading.dicom.study:deidentify_command",
     "compare": "serve.longitudinal:compare_command",
     "adapter": "heads.adapters.command:adapter_command",
     "evaluate": "finetune.evaluate:evaluate_to_folder",
@@ -68,6 +69,10 @@ def _parser() -> argparse.ArgumentParser:
         help="a DICOM folder or zip, a NIfTI file, a folder of one visit's, or manifest.jsonl#SUBJECT",
     )  # fmt: skip
     read.add_argument("out", type=Path, metavar="OUT", help="the folder to write into; made if absent")
+    read.add_argument("--bids", action="store_true", help="write the masks as a BIDS derivative too")
+    read.add_argument(
+        "--deidentify", action="store_true", help="let no DICOM output name the patient: pseudonym and new UIDs"
+    )
     _add_choice(read)
     read.add_argument(
         "--writer", dest="writers", type=Path, action="append", default=[], metavar="DIR",
@@ -82,6 +87,13 @@ def _parser() -> argparse.ArgumentParser:
     dicom.add_argument("study", type=Path, metavar="STUDY", help="a DICOM folder, zip or file")
     dicom.add_argument("--visit", type=int, metavar="N", help="which, where there are several; 1 is the earliest")
     dicom.add_argument("--names", action="store_true", help="show descriptions too; they may name the patient")
+
+    deidentify = command("deidentify", "write a DICOM study's images without identity into OUT")
+    deidentify.add_argument("study", type=Path, metavar="STUDY", help="a DICOM folder, zip or file")
+    deidentify.add_argument("out", type=Path, metavar="OUT", help="a new folder")
+    deidentify.add_argument(
+        "--key", type=Path, metavar="FILE", help="32 secret bytes: the same patient gets the same pseudonym under them"
+    )
 
     compare = command("compare", "read two dates of one patient; writes what changed into OUT")
     compare.add_argument("prior", type=Path, metavar="PRIOR", help="the earlier study, as for read")

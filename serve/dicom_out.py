@@ -45,7 +45,8 @@ def dicom_objects(result: StudyReading) -> dict[str, Any]:
         headers = [_completed(header) for header in source.headers]
         segmentations = _segmentations(result, headers, source)
         objects = {f"dicom/seg-{name}.dcm": segmentation for name, (segmentation, _) in segmentations.items()}
-        objects["dicom/measurements.dcm"] = _report(result, headers, segmentations)
+        if result.reading.findings:  # a report of nothing is not allowed
+            objects["dicom/measurements.dcm"] = _report(result, headers, segmentations)
     return objects
 
 

@@ -9,7 +9,7 @@ word the findings, or a writer where one is named, and then a verifier reads eac
 
 from __future__ import annotations
 
-import csv
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 
 from ehr.features import RecordSequence, sequence_of
 from ehr.index import Admitted, admit, index_of
+from ehr.output import VERSIONS, checked, report_bundle
 from ehr.record import read_records
 from ehr.vocabulary import Vocabulary
 from foundation.errors import InputError
@@ -34,7 +35,9 @@ from heads.adapters.shared import FeatureCache, outputs_of
 from heads.base import HeadReading, default_models
 from heads.report import Draft
 from heads.report.writing import Writer, load_writers, write_report
+from serve.pdf import pdf_bytes
 from serve.render import Picture, render_html, render_markdown
+from serve.tables import write_bids, write_lesions, write_measurements
 
 
 @dataclass(frozen=True)
@@ -217,9 +220,11 @@ def read_to_folder(
     ehr: Path | None = None,
     study_uid: str | None = None,
     at: str | None = None,
+    bids: bool = False,
+    deidentify: bool = False,
 ) -> None:
-    """The `larmor read` command: reading.json, report.md, report.html, pictures/, masks/ and, where lesions were counted,
-    lesions.csv appear in `out` together."""
+    """The `larmor read` command: reading.json, the report (md, html, pdf), measurements.csv, fhir/, pictures/, masks/ and, where
+    there is reason, lesions.csv, dicom/ and bids/ appear in `out` together."""
     out = out.resolve()
     if out.exists() and not (out.is_dir() and ((out / "reading.json").is_file() or not any(out.iterdir()))):
         raise InputError(
@@ -236,17 +241,17 @@ def read_to_folder(
             "No model was named and none is in runs/demo/models: nothing in the images is assessed. `make demo` makes one."
         )
     scribes, reasons = load_writers(writers)
-    result = read_study(study_from_path(study, choose, visit), loaded, writers=scribes, record=record)
+    result = read_study(study_from_path(study, choose, visit, deidentify=deidentify), loaded, writers=scribes, record=record)
     for reason in (*reasons, *result.draft.remarks):
         print(reason)
     if record is not None and all(one.model.head.reads_record is None for one in loaded):
         print("No model here reads a record: it was not used.")
-    save_reading(result, out)
+    save_reading(result, out, bids=bids)
     for path in sorted(file for file in out.rglob("*") if file.is_file()):
         print(f"wrote {path}")
 
 
-def save_reading(result: StudyReading, out: Path) -> None:
+def save_reading(result: StudyReading, out: Path, *, bids: bool = False) -> None:
     """Write a reading's folder, whole or not at all."""
     with write_folder_aside(out) as folder:
         pictures = result.pictures()
@@ -257,18 +262,13 @@ def save_reading(result: StudyReading, out: Path) -> None:
         for name, mask in result.masks.items():
             (folder / name).parent.mkdir(exist_ok=True)
             write_labels(folder / name, mask.labels, result.study.reference)
-        pieces = [(finding, piece) for finding in result.reading.findings for piece in finding.pieces]
-        if pieces:
-            with (folder / "lesions.csv").open("w", newline="", encoding="utf-8") as file:
-                table = csv.writer(file)
-                table.writerow(
-                    ("finding", "side", "source", "number", "volume_ml", "right_mm", "anterior_mm", "superior_mm")
-                )
-                for finding, piece in pieces:
-                    place = (round(n, 1) for n in piece.centroid_mm)
-                    table.writerow(
-                        (finding.name, finding.side, finding.source, piece.number, round(piece.volume_ml, 4), *place)
-                    )
+        write_measurements(result.reading, folder / "measurements.csv")
+        write_lesions(result.reading, folder / "lesions.csv")
+        if bids:
+            write_bids(result, folder / "bids")
+        pdf = pdf_bytes(result.reading, result.draft, pictures)
+        (folder / "report.pdf").write_bytes(pdf)
+        _write_fhir(result, folder / "fhir", pdf)
         if result.study.reference.source is not None:
             from serve.dicom_out import dicom_objects  # highdicom takes its time, and NIfTI needs none of it
 
@@ -277,6 +277,17 @@ def save_reading(result: StudyReading, out: Path) -> None:
                 dataset.save_as(folder / name)
         (folder / "report.md").write_text(render_markdown(result.reading, result.draft, pictures), encoding="utf-8")
         (folder / "report.html").write_text(render_html(result.reading, result.draft, pictures), encoding="utf-8")
+
+
+def _write_fhir(result: StudyReading, folder: Path, pdf: bytes) -> None:
+    """The report in both versions that hospitals speak; R4B's is also R4 in everything that is used here."""
+    source = result.study.reference.source
+    uid = None if source is None else str(source.headers[0].StudyInstanceUID)
+    folder.mkdir()
+    for version in VERSIONS:
+        bundle = report_bundle(result.reading, result.draft.sentences, version=version, pdf=pdf, study_uid=uid)
+        text = json.dumps(checked(bundle, version), indent=1, ensure_ascii=False)
+        (folder / f"report-{version}.json").write_text(f"{text}\n", encoding="utf-8")
 
 
 def _mask_path(name: str) -> str:

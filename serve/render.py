@@ -40,7 +40,7 @@ class Picture:
 def render_markdown(reading: Reading, draft: Draft, pictures: Sequence[Picture]) -> str:
     """The report for a `report.md` beside the reading and its pictures."""
     lines = [
-        f"# Report on {markdown_escaped(_study_name(reading))}",
+        f"# Report on {markdown_escaped(study_name(reading))}",
         f"> **{BANNER}** {NOT_A_DEVICE}",
     ]
     for section in SECTIONS:
@@ -55,7 +55,7 @@ def render_markdown(reading: Reading, draft: Draft, pictures: Sequence[Picture])
     for picture in pictures:
         caption = markdown_escaped(picture.caption)
         lines += [f"![{caption}]({quote(picture.file)})", caption]
-    lines.append(markdown_escaped(_colophon(reading)))
+    lines.append(markdown_escaped(colophon(reading)))
     return "\n\n".join(lines) + "\n"
 
 
@@ -71,14 +71,14 @@ def render_html(reading: Reading, draft: Draft, pictures: Sequence[Picture]) -> 
     return environment.get_template("report.html").render(
         banner=BANNER,
         not_a_device=NOT_A_DEVICE,
-        study=_study_name(reading),
+        study=study_name(reading),
         sections=[(name, draft.section(name)) for name in SECTIONS],
         numbers={finding.id: number for number, finding in enumerate(reading.findings, start=1)},
         columns=COLUMNS,
         rows=[(finding, cells(finding)) for finding in reading.findings],
         pictures=pictures,
         models=reading.models,
-        colophon=_colophon(reading),
+        colophon=colophon(reading),
     )
 
 
@@ -104,11 +104,11 @@ def cells(finding: Finding) -> tuple[str, ...]:
     )
 
 
-def _study_name(reading: Reading) -> str:
+def study_name(reading: Reading) -> str:
     return ", ".join(part for part in (reading.subject, reading.session) if part) or "a study without a name"
 
 
-def _colophon(reading: Reading) -> str:
+def colophon(reading: Reading) -> str:
     return f"Written by {reading.software} on {reading.created:%Y-%m-%d %H:%M %Z}."
 
 

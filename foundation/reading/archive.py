@@ -129,6 +129,7 @@ def _unpack(source: Path, into: Path, budget: _Budget) -> list[Path]:
                 budget.count_file()
                 path = into / f"{len(found) + 1:05d}"
                 with archive.open(member) as stream:
+                    assert isinstance(stream, BufferedIOBase)
                     budget.copy(stream, path, most=member.file_size)
                 found.append(_unpack_inner(path, budget))
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError) as error:

@@ -182,7 +182,9 @@ def read_removed(entry: SeriesEntry, series: Series, root: Path) -> np.ndarray |
     return None if entry.removed is None else read_labels(root / entry.removed, series) != 0
 
 
-def study_from_path(path: str | Path, choose: Sequence[str] = (), visit: int | None = None) -> Study:
+def study_from_path(
+    path: str | Path, choose: Sequence[str] = (), visit: int | None = None, *, deidentify: bool = False
+) -> Study:
     """The study that a user names: a NIfTI file, a folder of them (by name, each one a series), a manifest's row, or DICOM: a
     folder of any depth, a zip or a file, of which `choose` names the series and `visit` the date where there are several.
 
@@ -191,9 +193,9 @@ def study_from_path(path: str | Path, choose: Sequence[str] = (), visit: int | N
     """
     text, path = str(path), Path(path)
     if path.exists() and not _has_nifti(path) and is_dicom(path):
-        return study_from_dicom(path, choose, visit)
-    if choose or visit is not None:
-        remedy = "Leave out --series and --visit; a folder of NIfTI files is one study."
+        return study_from_dicom(path, choose, visit, deidentify=deidentify)
+    if choose or visit is not None or deidentify:
+        remedy = "Leave out --series, --visit and --deidentify; a folder of NIfTI files is one study."
         raise InputError("series and visits are chosen of DICOM", got="no DICOM", remedy=remedy, file=path)
     if not path.exists() and "#" in text:
         manifest, _, name = text.rpartition("#")

@@ -136,7 +136,7 @@ def test_masks_go_plane_by_plane_and_nothing_is_made_of_nifti(tmp_path: Path, ma
     labels = result.study.reference.voxels.astype(np.int32)
     np.testing.assert_array_equal(planes_of_mask(labels, result.study.reference), made.voxels.transpose(2, 1, 0))
     empty = dicom_objects(result)
-    assert list(empty) == ["dicom/measurements.dcm"]
+    assert list(empty) == ["dicom/measurements.dcm"], "a mask of nothing is no segmentation"
     nifti = make_series()
     reading = Reading(subject="a", series=(SeriesSummary.of(nifti),))
     from foundation.study import Study

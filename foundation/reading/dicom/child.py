@@ -13,6 +13,7 @@ from typing import Any
 from foundation.errors import InputError
 from foundation.reading.archive import gather
 from foundation.reading.dicom.convert import REMEDY, convert
+from foundation.reading.dicom.deidentify import Key, deidentified
 from foundation.reading.dicom.headers import SeriesFacts, Slice, Unusable, read_headers
 from foundation.reading.dicom.volumes import Volume, volumes_of
 from foundation.study import checked_contrast
@@ -30,11 +31,13 @@ def survey(source: str, visit: int | None = None) -> dict[str, Any]:
 
 
 def convert_study(
-    source: str, choose: Sequence[str] = (), visit: int | None = None, keep_headers: bool = True
+    source: str, choose: Sequence[str] = (), visit: int | None = None, key_hex: str | None = None
 ) -> dict[str, Any]:
-    """The chosen volumes as NIfTI files in the working folder, the first one's headers beside it."""
+    """The chosen volumes as NIfTI files in the working folder, the first one's headers beside it, without identity if there is
+    a key."""
+    key = None if key_hex is None else Key(bytes.fromhex(key_hex))
     files = gather(Path(source), Path("files").absolute())
-    volumes, subject, session, notes = _volumes(files, visit)
+    volumes, subject, session, notes = _volumes(files, visit, key)
     chosen = _chosen(volumes, choose) if choose else _sorted(_all_usable(volumes))
     made = []
     for place, (volume, contrast) in enumerate(chosen):
@@ -42,8 +45,8 @@ def convert_study(
             raise InputError(f"series {volume.label} is a whole and even stack", got=volume.broken, remedy=REMEDY)
         path, program = convert(volume, files, Path(f"volume-{place + 1}").absolute())
         headers: list[str] = []
-        if keep_headers and place == 0 and not volume.facts.mosaic:
-            headers = _write_headers(volume, files, Path("headers").absolute())
+        if place == 0 and not volume.facts.mosaic:
+            headers = _write_headers(volume, files, Path("headers").absolute(), key)
         made.append({**_listed(volume), "contrast": contrast, "path": str(path), "program": program, "headers": headers,
                      "slices": [[volume.files.index(plane.file), plane.frame] for plane in volume.slices],
                      "acquisition": _acquisition(volume)})  # fmt: skip
@@ -54,13 +57,19 @@ def convert_study(
     for volume, contrast in chosen:
         if volume.recognised.conflict and contrast == "unknown":
             notes.append(f"The contrast of series {volume.label} is in doubt: {volume.recognised.conflict}.")
+        if volume.holes:
+            notes.append(
+                f"Series {volume.label} may lack slices at an end: {volume.holes} of its instance numbers are missing."
+            )
     left = [volume.label for volume in volumes if choose and volume.label not in kept and not volume.aside]
     if left:
         notes.append(f"Not chosen, so not read: series {', '.join(left[:20])}{' and more' if len(left) > 20 else ''}.")
     return {"volumes": made, "subject": subject, "session": session, "notes": notes}
 
 
-def _volumes(files: Sequence[Path], visit: int | None) -> tuple[list[Volume], str, str, list[str]]:
+def _volumes(
+    files: Sequence[Path], visit: int | None, key: Key | None = None
+) -> tuple[list[Volume], str, str, list[str]]:
     """The volumes of one visit, its pseudonym and what a reader should know."""
     facts: dict[str, SeriesFacts] = {}
     planes: dict[str, list[Slice]] = {}
@@ -73,9 +82,9 @@ def _volumes(files: Sequence[Path], visit: int | None) -> tuple[list[Volume], st
         elif isinstance(found, Unusable):
             broken.append(found)
         else:
-            key = f"{found[0].uid} {found[0].kind}"
-            facts.setdefault(key, found[0])
-            planes.setdefault(key, []).extend(found[1])
+            series = f"{found[0].uid} {found[0].kind}"
+            facts.setdefault(series, found[0])
+            planes.setdefault(series, []).extend(found[1])
     if broken:
         why = sorted({one.why for one in broken})
         rule = "every DICOM file of a study can be read, because a lost slice at an end leaves no trace"
@@ -86,7 +95,7 @@ def _volumes(files: Sequence[Path], visit: int | None) -> tuple[list[Volume], st
         raise InputError("a study holds DICOM images", got=got, remedy="Give a DICOM folder or a zip of one.")
     _drop_copies(planes)
     shown = {one.uid for one in facts.values() if one.kind != "none"}
-    facts = {key: one for key, one in facts.items() if one.kind != "none" or one.uid not in shown}  # raw data beside
+    facts = {uid: one for uid, one in facts.items() if one.kind != "none" or one.uid not in shown}  # raw data beside
     studies = sorted({one.study_uid for one in facts.values()}, key=lambda uid: _date(facts, uid))
     facts = {uid: one for uid, one in facts.items() if one.study_uid == _visit(studies, facts, visit)}
     one = next(iter(facts.values()))
@@ -96,7 +105,8 @@ def _volumes(files: Sequence[Path], visit: int | None) -> tuple[list[Volume], st
         raise InputError("a study is of one patient", got=got, remedy="Give each patient's files by themselves.")
     if any(each.annotated for each in facts.values()):
         notes.append("A header says that text is burned into the images: they may name the patient.")
-    return volumes_of(facts, planes), _pseudonym(one.subject), "", notes
+    subject = key.patient(one.subject) if key else _pseudonym(one.subject)
+    return volumes_of(facts, planes), subject, "", notes
 
 
 def _drop_copies(planes: dict[str, list[Slice]]) -> None:
@@ -227,7 +237,7 @@ def _acquisition(volume: Volume) -> dict[str, Any]:
     }
 
 
-def _write_headers(volume: Volume, files: Sequence[Path], folder: Path) -> list[str]:
+def _write_headers(volume: Volume, files: Sequence[Path], folder: Path, key: Key | None) -> list[str]:
     """The headers of a volume's files without pixels and private elements, for objects that refer to them."""
     import pydicom
 
@@ -235,6 +245,8 @@ def _write_headers(volume: Volume, files: Sequence[Path], folder: Path) -> list[
     written = []
     for number, index in enumerate(volume.files, start=1):
         header = pydicom.dcmread(files[index], stop_before_pixels=True, force=True)
+        if key is not None:
+            header = deidentified(header, key)
         header.remove_private_tags()
         header.preamble = bytes(128)  # may hold a program
         path = folder / f"{number:05d}.dcm"

@@ -26,7 +26,11 @@ from foundation.reading.nifti import write_volume
 from foundation.study import Series
 
 CORNER_MM = 0.01
-SUFFIX: dict[Component, str] = {"magnitude": "", "phase": "_ph", "real": "_real", "imaginary": "_imaginary"}
+SUFFIX: dict[Component, str] = {
+    "phase": "_ph",
+    "real": "_real",
+    "imaginary": "_imaginary",
+}  # dcm2niix's; magnitude has none
 REMEDY = "Export the series again from its source, complete and uncompressed, or leave it out with --series."
 
 
@@ -105,7 +109,8 @@ def _read(path: Path) -> _Made | None:
     except Exception:  # what dcm2niix wrote of a damaged file
         return None
     stem = path.stem
-    component = next((name for name, suffix in SUFFIX.items() if suffix and suffix in stem), "magnitude")
+    named: list[Component] = [name for name, suffix in SUFFIX.items() if suffix in stem]
+    component = named[0] if named else "magnitude"
     sidecars = [side for side in path.parent.glob("*.json") if stem == side.stem or stem.startswith(f"{side.stem}_")]
     echo = None
     if sidecars:

@@ -63,7 +63,6 @@ class SeriesFacts:
     field_strength_t: float | None
     vendor: str | None
     annotated: bool  # BurnedInAnnotation
-    images_in_acquisition: int | None
 
 
 @dataclass(frozen=True)
@@ -216,7 +215,6 @@ def _facts(header: FileDataset) -> SeriesFacts:
         field_strength_t=number(header, "MagneticFieldStrength"),
         vendor=_vendor(text(header, "Manufacturer")),
         annotated=text(header, "BurnedInAnnotation").upper() == "YES",
-        images_in_acquisition=whole(header, "ImagesInAcquisition"),
     )
 
 

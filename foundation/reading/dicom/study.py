@@ -8,6 +8,7 @@ back to the archive must repeat. Messages name series by number and files not at
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -59,15 +60,24 @@ def list_dicom(path: str | Path, visit: int | None = None, limits: Limits | None
 
 
 def study_from_dicom(
-    path: str | Path, choose: Sequence[str] = (), visit: int | None = None, limits: Limits | None = None
+    path: str | Path,
+    choose: Sequence[str] = (),
+    visit: int | None = None,
+    *,
+    deidentify: bool = False,
+    key: bytes | None = None,
+    limits: Limits | None = None,
 ) -> Study:
     """The study of one visit: every volume that was not set aside, or those that `choose` names, in that order.
 
     `visit` counts from the earliest, where a folder holds several. The first series is the reference, an anatomical one unless
-    `choose` says otherwise, and has a `source`.
+    `choose` says otherwise, and has a `source`; with `deidentify` that one's headers have no identity, under a secret `key` or a
+    new one.
     """
     with TemporaryDirectory(prefix="larmor-") as private:  # made so that nobody else may enter it
         arguments = {"source": str(Path(path).resolve()), "choose": list(choose), "visit": visit}
+        if deidentify:
+            arguments["key_hex"] = (secrets.token_bytes(32) if key is None else key).hex()
         answer = run_limited(f"{CHILD}:convert_study", arguments, folder=Path(private), limits=limits)
         series = tuple(_series(one) for one in answer["volumes"])
     return Study(answer["subject"], series, answer["session"], tuple(answer["notes"]))
@@ -127,7 +137,7 @@ def _listed(one: dict[str, Any]) -> Listed:
 
 def _series(one: dict[str, Any]) -> Series:
     """A volume that the child wrote, read as strictly as any other NIfTI file."""
-    name = f"series-{one['label']}"
+    name = f"mr-{one['label']}"
     try:
         series = read_nifti(one["path"], one["contrast"], Acquisition(**one["acquisition"]))
     except InputError as error:
@@ -151,3 +161,26 @@ def _is_dicom_file(path: Path) -> bool:
             return file.read(132)[128:] == b"DICM"
     except OSError:
         return False
+
+
+def deidentify_command(study: Path, out: Path, key: Path | None = None) -> None:
+    """The `larmor deidentify` command: a folder of the study's images under numbers, without identity."""
+    from foundation.files import write_folder_aside
+    from foundation.reading.dicom.deidentify import LEAST_KEY_BYTES, Key
+
+    if out.exists():
+        raise InputError("OUT is new", got="an existing one", remedy="Name another folder; nothing was written.")
+    secret = key.read_bytes() if key else secrets.token_bytes(LEAST_KEY_BYTES)
+    Key(secret)  # a short one is refused before anything is read
+    with write_folder_aside(out) as folder:
+        arguments = {"source": str(study.resolve()), "key_hex": secret.hex(), "out": str(folder.resolve())}
+        with TemporaryDirectory(prefix="larmor-") as private:
+            counts = run_limited(
+                "foundation.reading.dicom.deidentify:deidentify_files", arguments, folder=Path(private)
+            )
+        if not counts["written"]:
+            remedy = "Give a DICOM study; pictures of screens are never taken."
+            raise InputError("a study holds images to de-identify", got="none", remedy=remedy)
+    for what, number in counts.items():
+        print(f"{what}: {number}")
+    print("Pixels were not changed: a face can be recognised in a head scan, and text may be burned in.")

@@ -54,6 +54,15 @@ class Volume:
         return None if affine is None else tuple(float(n) for n in np.linalg.norm(affine[:3, :3], axis=0))
 
     @property
+    def holes(self) -> int:
+        """How many instance numbers are missing among those that are there; 0 where the numbering tells nothing."""
+        numbers = {plane.instance for plane in self.slices}
+        if len(numbers) < len(self.slices) or len(self.slices) < LEAST_SLICES:
+            return 0
+        holes = max(numbers) - min(numbers) + 1 - len(numbers)
+        return holes if holes <= max(2, len(numbers) // 10) else 0  # more, and the numbers count echoes or times too
+
+    @property
     def affine(self) -> np.ndarray | None:
         """From (column, row, plane) to patient RAS+ mm as the headers say; None where they do not or it is a mosaic."""
         return None if self.facts.mosaic or not self.slices else affine_of(self.slices)
@@ -69,8 +78,7 @@ class _Stack:
 def affine_of(planes: Sequence[Slice]) -> np.ndarray | None:
     """From (column, row, plane) to patient RAS+ mm; None where a header does not say, or of less than two planes."""
     first, last = planes[0], planes[-1]
-    placed = first.position and last.position and first.orientation and first.spacing_mm
-    if not placed or len(planes) < 2:
+    if not (first.position and last.position and first.orientation and first.spacing_mm) or len(planes) < 2:
         return None
     affine = affine_of_plane(first)
     affine[:3, 2] = LPS[:3, :3] @ (np.subtract(last.position, first.position) / (len(planes) - 1))

@@ -111,7 +111,7 @@ def test_several_series_become_a_study_with_an_anatomical_reference(tmp_path: Pa
     write_series(tmp_path, "9", SeriesDescription="t1 se +c", ContrastBolusAgent="some")
     study = study_from_dicom(tmp_path)
     assert [(one.name, one.contrast) for one in study.series] == [
-        ("series-7", "T1w"), ("series-9", "T1w-contrast"), ("series-3", "T2w"),
+        ("mr-7", "T1w"), ("mr-9", "T1w-contrast"), ("mr-3", "T2w"),
     ]  # fmt: skip
     assert study.subject.startswith("patient-") and study.series[1].source is None
     chosen = study_from_dicom(tmp_path, ["3=PD", "7"])
@@ -141,7 +141,7 @@ def test_echoes_phases_and_time_points_are_asked_for(tmp_path: Path) -> None:
     write_series(tmp_path / "p", seed=1)
     write_series(tmp_path / "p", seed=2, ImageType=["ORIGINAL", "PRIMARY", "P", "ND"])
     study = study_from_dicom(tmp_path / "p")  # one magnitude leaves no choice
-    assert [series.name for series in study.series] == ["series-1.magnitude"]
+    assert [series.name for series in study.series] == ["mr-1.magnitude"]
     assert study.notes == ("Series 1.phase was set aside: it is a phase image.",)
 
 
@@ -172,7 +172,7 @@ def test_what_is_no_volume_is_set_aside_with_its_reason(tmp_path: Path) -> None:
     for number, reason in enumerate(reasons, start=2):
         reason = f"{number} was set aside: {reason}"
         assert any(reason in note for note in study.notes), reason
-    assert study_from_dicom(tmp_path, ["3"]).reference.name == "series-3"
+    assert study_from_dicom(tmp_path, ["3"]).reference.name == "mr-3"
     assert "series 4 is a volume" in refusal(tmp_path, "4")
     assert "There are: 1, 2, 3" in refusal(tmp_path, "12")
     lines = table(list_dicom(tmp_path))
@@ -191,6 +191,12 @@ def test_missing_slices_are_refused_by_their_places(tmp_path: Path) -> None:
     write_series(tmp_path / "b", seed=1, keep=lambda plane: plane != 2, order=range(6))
     write_series(tmp_path / "b", seed=2, order=range(6))
     assert "of 2 images at each place some are missing at" in refusal(tmp_path / "b", "1.t1")
+
+
+def test_a_slice_lost_at_an_end_leaves_a_hole_in_the_numbers(tmp_path: Path) -> None:
+    write_series(tmp_path, order=[1, 2, 0, 3, 4, 5], keep=lambda plane: plane != 0)
+    notes = study_from_dicom(tmp_path).notes
+    assert notes == ("Series 1 may lack slices at an end: 1 of its instance numbers are missing.",)
 
 
 def test_uneven_and_sheared_stacks_are_refused(tmp_path: Path) -> None:
