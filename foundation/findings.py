@@ -171,7 +171,7 @@ class SeriesSummary(Config):
     spacing_mm: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
     orientation: str
     side_is_known: bool
-    acquisition: dict[str, float | str] = {}
+    acquisition: dict[str, float | str] = Field(default_factory=dict)
 
     @classmethod
     def of(cls, series: Series) -> SeriesSummary:

@@ -121,9 +121,7 @@ def read_study(
         subject=study.subject,
         session=study.session,
         series=tuple(SeriesSummary.of(series) for series in study.series),
-        findings=each_once(
-            if_seen(finding, acquired) for one in models for finding in said[one.config.name].findings
-        ),
+        findings=each_once(if_seen(finding, acquired) for one in models for finding in said[one.config.name].findings),
         models=tuple(_used(one) for one in models),
         warnings=(
             *_warnings(study),

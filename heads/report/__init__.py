@@ -38,5 +38,7 @@ class Draft:
         parts = []
         for name in SECTIONS:
             if found := [sentence.text for sentence in self.section(name)]:
-                parts.append(f"{name.upper()}\n" + ("\n".join(f"- {one}" for one in found) if listed else " ".join(found)))
+                parts.append(
+                    f"{name.upper()}\n" + ("\n".join(f"- {one}" for one in found) if listed else " ".join(found))
+                )
         return "\n\n".join(parts) + "\n"

@@ -100,7 +100,7 @@ def check_vocabulary(words: Sequence[str]) -> None:
     """No word that can be written is a number or a side: the guarantee that the slots give, stated on the vocabulary."""
     for word in words:
         if not is_prompt_word(word) and not SLOT.fullmatch(word):
-            assert not re.search(r"\d", word) and not SIDED.search(word) or word == "midline", word
+            assert (not re.search(r"\d", word) and not SIDED.search(word)) or word == "midline", word
 
 
 def is_prompt_word(word: str) -> bool:
@@ -120,7 +120,9 @@ class Resampler(nn.Module):
         self.attention = nn.MultiheadAttention(
             width, max(1, width // 64), kdim=image_width, vdim=image_width, batch_first=True
         )
-        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
 
     def forward(
         self, features: Float[Tensor, "batch tokens image_width"], is_real: Bool[Tensor, "batch tokens"] | None = None
@@ -136,7 +138,9 @@ class Resampler(nn.Module):
 class SentenceBatch:
     """Prompts and sentences side by side, padded on the right; `target` is -100 where nothing is learnt."""
 
-    def __init__(self, ids: Int[Tensor, "batch words"], target: Int[Tensor, "batch words"], images: Tensor | None = None):
+    def __init__(
+        self, ids: Int[Tensor, "batch words"], target: Int[Tensor, "batch words"], images: Tensor | None = None
+    ):
         self.ids, self.target, self.images = ids, target, images
 
     def to(self, device: torch.device | str) -> SentenceBatch:
@@ -197,7 +201,8 @@ class Decoder(nn.Module):
             seen = (
                 self.resampler(batch.images)
                 if batch.images is not None
-                else 0 * self.resampler.latents.expand(len(embedded), -1, -1)  # trained on words alone, images change nothing
+                else 0
+                * self.resampler.latents.expand(len(embedded), -1, -1)  # trained on words alone, images change nothing
             )
             embedded = torch.cat([seen, embedded], dim=1)
             target = torch.cat([target.new_full((len(target), latents), -100), target], dim=1)
@@ -227,7 +232,13 @@ class Decoder(nn.Module):
 
     @torch.inference_mode()
     def write(
-        self, statements: Sequence[Statement], style: Style, *, seed: int = 0, temperature: float = 0.0, images: Tensor | None = None
+        self,
+        statements: Sequence[Statement],
+        style: Style,
+        *,
+        seed: int = 0,
+        temperature: float = 0.0,
+        images: Tensor | None = None,
     ) -> list[str]:
         """One sentence with slots for each statement. With a `temperature` words are drawn, else the likeliest is taken."""
         from heads.report.decoding import StaticDecoder

@@ -70,9 +70,7 @@ class StaticDecoder:
         widths = (self.heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * self.head_dim)
         for index, (norm1, qkv, bias, output, norm2, gate_up, down) in enumerate(self.blocks):
             h = F.linear(F.rms_norm(x, norm1.shape, norm1, self.eps), qkv, bias)
-            q, k, v = (
-                part.view(batch, number, -1, self.head_dim).transpose(1, 2) for part in h.split(widths, dim=-1)
-            )
+            q, k, v = (part.view(batch, number, -1, self.head_dim).transpose(1, 2) for part in h.split(widths, dim=-1))
             q = q * cos + torch.cat([-q[..., half:], q[..., :half]], dim=-1) * sin
             k = k * cos + torch.cat([-k[..., half:], k[..., :half]], dim=-1) * sin
             keys, values = self.cache[index]

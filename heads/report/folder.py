@@ -1,7 +1,7 @@
 """The largest writer: a folder with any causal language model of transformers (Llama, Qwen, SmolLM, Gemma), alone or under LoRA.
 
     writer = FolderWriter.load(Path("models/SmolLM2-135M"))
-    train_folder(Path("models/SmolLM2-135M"), FolderConfig(), Path("runs/lora"))      runs/lora/model is an adapter; load it the same way
+    train_folder(Path("models/SmolLM2-135M"), FolderConfig(), Path("runs/lora"))      # runs/lora/model loads the same way
 
 Nothing is fetched and no code of the folder is run. Such a model's tokens are parts of words, so what the small decoder cannot say
 for lack of a word is forbidden here letter by letter: no digit, no side, no comparison without a prior. Slots are given to it under
@@ -241,14 +241,18 @@ def train_folder(
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if pad is None:
         remedy = "Set pad_token in its tokenizer_config.json."
-        raise InputError("a tokenizer has a token for padding or for the end", got="neither", remedy=remedy, file=folder)
+        raise InputError(
+            "a tokenizer has a token for padding or for the end", got="neither", remedy=remedy, file=folder
+        )
     torch.manual_seed(config.training.seed)
     lora = LoraConfig(
         r=config.rank, lora_alpha=2 * config.rank, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.0
     )
     objective = LanguageModel(get_peft_model(model, lora), pad)
     save_config(config, out / "config.yaml")
-    result = train(objective, FolderWording(tokenizer, pad, config), config.training, out, label="report-lora", on_start=on_start)
+    result = train(
+        objective, FolderWording(tokenizer, pad, config), config.training, out, label="report-lora", on_start=on_start
+    )
     objective.model.peft_config["default"].base_model_name_or_path = str(folder.resolve())
     with write_folder_aside(out / "model") as aside:
         objective.model.save_pretrained(aside)

@@ -71,9 +71,11 @@ def _negated(text: str) -> str | None:
     if re.search(r"assess|evaluat|unlikely|excluded|measures|hippocampus|thalamus", text, re.IGNORECASE):
         return None
     for pattern, instead in (
-        (r"^There is no ", "There is "), (r"^No evidence of ", "Evidence of "), (r"^No (.*?)(?: is)? (?:seen|identified|demonstrated)\.$", r"\1 seen."),
+        (r"^There is no ", "There is "), (r"^No evidence of ", "Evidence of "),
+        (r"^No (.*?)(?: is)? (?:seen|identified|demonstrated)\.$", r"\1 seen."),
         (r"^No ", "There is "), (r" (is|are) not ", r" \1 "), (r"negative for", "positive for"), (r": none\.", ": present."),
-        (r"^There (is|are) (?:an? )?", r"There \1 no "), (r" there (is|are) (?:an? )?", r" there \1 no "), (r" (is|are) (seen|present|noted)", r" \1 not \2"),
+        (r"^There (is|are) (?:an? )?", r"There \1 no "), (r" there (is|are) (?:an? )?", r" there \1 no "),
+        (r" (is|are) (seen|present|noted)", r" \1 not \2"),
     ):  # fmt: skip
         changed, number = re.subn(pattern, instead, text, count=1)
         if number:
@@ -96,7 +98,13 @@ def _renumbered(text: str, rng: Generator) -> str | None:
 
 def _compared(text: str, rng: Generator) -> str | None:
     """A comparison where there was none, or another one."""
-    others = {"unchanged": "increased", "stable": "increased", "larger": "smaller", "smaller": "larger", "new": "unchanged"}
+    others = {
+        "unchanged": "increased",
+        "stable": "increased",
+        "larger": "smaller",
+        "smaller": "larger",
+        "new": "unchanged",
+    }
     if re.search(r"\b(?:since|on|compared with) \S*\d{4}", text):
         return _exchange(text, others, rng)
     ways = (", unchanged since the prior study.", ", increased compared with the previous examination.", ", stable.")
@@ -105,11 +113,17 @@ def _compared(text: str, rng: Generator) -> str | None:
 
 def _swapped(text: str, rng: Generator) -> str | None:
     """One finding called by another's name."""
-    found = [(row, word) for row, names in enumerate(CALLED) for word in names if re.search(rf"\b{word}\b", text, re.IGNORECASE)]
+    found = [
+        (row, word)
+        for row, names in enumerate(CALLED)
+        for word in names
+        if re.search(rf"\b{word}\b", text, re.IGNORECASE)
+    ]
     if not found:
         return None
     row, word = max(found, key=lambda one: len(one[1]))
-    text = re.sub(rf"\b(?:enhancing|necrotic) (?={word})", "", text, flags=re.IGNORECASE)  # these words are findings too
+    text = re.sub(
+        rf"\b(?:enhancing|necrotic) (?={word})", "", text, flags=re.IGNORECASE
+    )  # these words are findings too
     others = [names[0] for at, names in enumerate(CALLED) if at != row and names[0].lower() not in text.lower()]
     return re.sub(rf"\b{word}\b", others[int(rng.integers(len(others)))], text, count=1, flags=re.IGNORECASE)
-

@@ -45,7 +45,8 @@ NAMES: dict[str, tuple[tuple[str, str, bool], ...]] = {
     ),
     "haemorrhage": (
         ("haemorrhage", "haemorrhage", False), ("haematoma", "haematomas", True),
-        ("intracerebral haematoma", "intracerebral haematomas", True), ("parenchymal haemorrhage", "parenchymal haemorrhage", False),
+        ("intracerebral haematoma", "intracerebral haematomas", True),
+        ("parenchymal haemorrhage", "parenchymal haemorrhage", False),
         ("intracranial haemorrhage", "intracranial haemorrhage", False),
     ),
     "plaque": (
@@ -75,7 +76,13 @@ PLACES = {
     "cerebral white matter", "lateral ventricle", "hippocampus", "thalamus", "caudate", "putamen", "pallidum",
 }  # fmt: skip
 EVERYWHERE = {"brain", "images", "lateral ventricle"}  # places that the finding's name already says
-WITHOUT_PLACE = {"white matter hyperintensity", "midline shift", "ventricular enlargement", "brain atrophy", "image artefact"}
+WITHOUT_PLACE = {
+    "white matter hyperintensity",
+    "midline shift",
+    "ventricular enlargement",
+    "brain atrophy",
+    "image artefact",
+}
 HISTORY = (
     "hypertension", "diabetes", "smoking", "atrial fibrillation", "anticoagulation", "seizure", "cognitive impairment",
 )  # fmt: skip
@@ -136,7 +143,7 @@ def _present(one: Finding, has_prior: bool, style: Style, rng: Generator, *, sho
         subject = f"a {subject}"
     place = _place(one)
     size = "" if short and rng.random() < 0.5 else _size(one, rng)
-    signal = "" if short or style.terse and rng.random() < 0.7 else _signal(one, rng)
+    signal = "" if short or (style.terse and rng.random() < 0.7) else _signal(one, rng)
     change = _change(one, rng) if has_prior else ""
     tail = " , ".join(part for part in (size, signal, change) if part)
     verb = "are" if many else "is"
@@ -234,9 +241,7 @@ def _anatomy(findings: Sequence[Finding], style: Style, rng: Generator) -> str:
 
 
 def _history(findings: Sequence[Finding], style: Style, rng: Generator) -> str:
-    names = [
-        one.name if one.name in HISTORY else f"<c{number}.name>" for number, one in enumerate(findings, start=1)
-    ]
+    names = [one.name if one.name in HISTORY else f"<c{number}.name>" for number, one in enumerate(findings, start=1)]
     listed = _listed(names, "and")
     return _pick(
         rng,

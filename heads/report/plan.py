@@ -92,7 +92,9 @@ def belongs_in_impression(finding: Finding) -> bool:
 
 def must_be_said(finding: Finding, style: Style) -> bool:
     """Whether a report without it is incomplete."""
-    return style.normals or is_positive(finding) or finding.presence == "not_assessed" or hedge_of(finding) == "unlikely"
+    return (
+        style.normals or is_positive(finding) or finding.presence == "not_assessed" or hedge_of(finding) == "unlikely"
+    )
 
 
 def _batches(findings: Sequence[Finding]) -> Iterator[Sequence[Finding]]:

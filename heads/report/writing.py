@@ -64,12 +64,19 @@ def _is_of_transformers(folder: Path) -> bool:
     try:
         read_about(folder)
     except InputError:
-        return (folder / "config.json").is_file() and '"model_type"' in (folder / "config.json").read_text(errors="replace")
+        return (folder / "config.json").is_file() and '"model_type"' in (folder / "config.json").read_text(
+            errors="replace"
+        )
     return False
 
 
 def write_report(
-    reading: Reading, writers: Sequence[Writer] = (), style: Style | None = None, *, seed: int = 0, reasons: Sequence[str] = ()
+    reading: Reading,
+    writers: Sequence[Writer] = (),
+    style: Style | None = None,
+    *,
+    seed: int = 0,
+    reasons: Sequence[str] = (),
 ) -> Draft:
     """The whole draft; without a writer it is the plain templates. `reasons` say why better writers were not used."""
     if not writers:
@@ -86,15 +93,17 @@ def stream_report(
     """Sentences in the order of the page, each as soon as its section is written and verified."""
     style = style or Style()
     statements = plan(reading, style)
-    fixed = [*(one for one in opening(reading) if not one.finding_ids), *unworded(reading, statements), *closing(reading)]
+    fixed = [
+        *(one for one in opening(reading) if not one.finding_ids),
+        *unworded(reading, statements),
+        *closing(reading),
+    ]
     for section in SECTIONS:
         yield from (one for one in fixed if one.section == section)
         yield from _worded([one for one in statements if one.section == section], writers, style, seed=seed)
 
 
-def _worded(
-    statements: Sequence[Statement], writers: Sequence[Writer], style: Style, *, seed: int
-) -> list[Sentence]:
+def _worded(statements: Sequence[Statement], writers: Sequence[Writer], style: Style, *, seed: int) -> list[Sentence]:
     done: dict[int, Sentence] = {}
     why: dict[int, str] = {}
     for writer in writers:
