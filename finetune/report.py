@@ -24,14 +24,15 @@ from finetune.trust.intervals import Estimate, resampled, wilson
 from foundation.cohort.claims import claims_of_truth, imagine_truth
 from foundation.errors import InputError
 from foundation.files import write_folder_aside
-from foundation.findings import Finding, Reading
+from foundation.findings import Finding, Measurement, Reading
 from foundation.progress import progress
 from foundation.terms import TERMS
 from foundation.training import software_versions
 from heads.report import metrics
 from heads.report.metrics import Counts, correctness, faithfulness, perception, total
-from heads.report.phrasing import cohort_report
+from heads.report.phrasing import HISTORY, cohort_report
 from heads.report.plan import Style, is_positive
+from heads.report.verifier import split_sections
 from heads.report.writing import Writer, load_writers, write_report
 
 Figure = Callable[[Counts], float]
@@ -145,10 +146,10 @@ def _as_absent(one: Finding) -> Finding:
     )
 
 
-def _blurred(measurement: Any, noise: float, rng: Generator) -> Any:
+def _blurred(measurement: Measurement, noise: float, rng: Generator) -> Measurement:
     if measurement.name == "number":
         return measurement.model_copy(
-            update={"value": max(1.0, round(measurement.value * math.exp(noise * rng.normal())))}
+            update={"value": max(1.0, float(round(measurement.value * math.exp(noise * rng.normal()))))}
         )
     return measurement.model_copy(update={"value": measurement.value * math.exp(noise * rng.normal())})
 
@@ -257,7 +258,7 @@ def _nearest(vectors: np.ndarray, index: int) -> int:
 
 
 def _vector(reading: Reading) -> np.ndarray:
-    """What a reader sees, as numbers without words: log volumes of each finding, and the brightness of nothing else."""
+    """What a reader sees, as numbers without words: log volumes of each finding, or log shift."""
     names = [name for name in sorted(TERMS) if name != "image artefact"]
     volumes = dict.fromkeys(names, 0.0)
     for one in reading.findings:
@@ -267,8 +268,6 @@ def _vector(reading: Reading) -> np.ndarray:
 
 
 def _history_vector(reading: Reading) -> np.ndarray:
-    from heads.report.phrasing import HISTORY
-
     there = {one.name for one in reading.findings if one.origin == "record"}
     return np.array([float(name in there) for name in HISTORY])
 
@@ -288,8 +287,6 @@ def overlap(texts: Sequence[str], references: Sequence[str]) -> dict[str, float 
 
 def _body(text: str) -> str:
     """Findings and Impression alone: what the draft says of itself is the same everywhere."""
-    from heads.report.verifier import split_sections
-
     parts = split_sections(text)
     return " ".join(" ".join(parts.get(name, "").split()) for name in ("Findings", "Impression"))
 

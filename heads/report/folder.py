@@ -110,10 +110,10 @@ class Forbid(LogitsProcessor):
 
 
 class FolderWriter:
-    """A language model and its tokenizer."""
+    """A language model and its tokenizer; a sentence has at most `longest` tokens."""
 
-    def __init__(self, model: Any, tokenizer: Any, name: str):
-        self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
+    def __init__(self, model: Any, tokenizer: Any, name: str, longest: int = 2 * LONGEST):
+        self.model, self.tokenizer, self.name, self.longest = model.eval(), tokenizer, name, longest
 
     @classmethod
     def load(cls, folder: Path) -> FolderWriter:
@@ -138,7 +138,7 @@ class FolderWriter:
         forbidden = SIDES if statement.prior is not None else (*SIDES, *COMPARISONS)
         out = self.model.generate(
             **ids,
-            max_new_tokens=2 * LONGEST,
+            max_new_tokens=self.longest,
             do_sample=temperature > 0,
             temperature=temperature or None,
             top_p=None,
