@@ -171,7 +171,7 @@ def _side(side: str | None) -> str:
 
 def _compared(said: set[Key], there: set[Key], weighted: bool) -> Counts:
     def size(keys: set[Key]) -> float:
-        return sum(_weight(name) for name, _ in keys) if weighted else float(len(keys))
+        return float(sum(_weight(name) for name, _ in keys) if weighted else len(keys))
 
     both = said & there
     return Counts(size(said), size(both), size(there), size(both))
