@@ -1,8 +1,8 @@
 """Measured ratios, printed as a table and written to runs/bench.json.
 
     python -m benchmarks                 every group
-    python -m benchmarks reading         one of pretraining, training, serving, reading, store, cohort, record, reconstruction,
-                                         command
+    python -m benchmarks reading         one of pretraining, training, serving, reading, store, cohort, record, report,
+                                         reconstruction, command
 
 A target is the least ratio that three quarters of the pairs reach. Runs on the CPU: ratios hold on a busy machine, times
 do not.
@@ -24,7 +24,18 @@ import torch
 from foundation.files import write_aside
 from foundation.training import resolve_precision, software_versions
 
-GROUPS = ("pretraining", "training", "serving", "reading", "store", "cohort", "record", "reconstruction", "command")
+GROUPS = (
+    "pretraining",
+    "training",
+    "serving",
+    "reading",
+    "store",
+    "cohort",
+    "record",
+    "report",
+    "reconstruction",
+    "command",
+)
 HEADER = ("", "ours", "theirs", "ratio (quartiles)", "target", "verdict")
 WIDTHS = (43, 9, 9, 24, 10, 7)
 OUTPUT = Path("runs/bench.json")

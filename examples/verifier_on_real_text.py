@@ -1,8 +1,8 @@
 """How much of real report text the verifier reads: python -m examples.verifier_on_real_text FOLDER
 
-62 sentences of mtsamples' MRI reports, lumbar spine notes and ROCO's brain captions were drawn by a seed and read by hand before the
-verifier saw them. What was read is below, by the sentence's number; the sentences themselves stay where they are, in FOLDER. Prints
-precision and recall of each element. Nothing in the lexicon was changed after the sentences were read.
+62 sentences of mtsamples' MRI reports, lumbar spine notes and ROCO's brain captions were drawn by a seed and read by hand before
+the verifier saw them. What was read is below, by the sentence's number; the sentences themselves stay where they are, in FOLDER.
+Prints precision and recall of each element. Nothing in the lexicon was changed after the sentences were read.
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ def sample(folder: Path) -> list[str]:
             body = text[text.find("FINDINGS") if "FINDINGS" in text else 0 :]
             reports += [re.sub(r"^[A-Z]{4,}[A-Z ]*: ?", "", one) for one in split(body)]
     draw([one for one in reports if 25 < len(one) < 260], 24)
-    notes = [one for row in rows("reports_lumbar_spine/radiologist_notes.csv") for one in split(row["clinicians_notes"])]
+    notes = [
+        one for row in rows("reports_lumbar_spine/radiologist_notes.csv") for one in split(row["clinicians_notes"])
+    ]
     draw([one for one in notes if 20 < len(one) < 260], 18)
     captions = rows("captions_roco_mri/mri_captions_ccby.csv")
     lines = [one for row in captions if row["brain"] == "1" for one in split(row["caption"])]
@@ -111,7 +113,9 @@ def scores(sentences: list[str]) -> dict[str, tuple[int, int, int]]:
         add("negation", {n for n in both if ours[n].hedge == "absent"}, {n for n in both if theirs[n][0] == "absent"})
         doubts = ("likely", "possible", "unlikely")
         add("hedge", {n for n in both if ours[n].hedge in doubts}, {n for n in both if theirs[n][0] in doubts})
-        add("side", {(n, ours[n].side) for n in both if ours[n].side}, {(n, theirs[n][1]) for n in both if theirs[n][1]})
+        add(
+            "side", {(n, ours[n].side) for n in both if ours[n].side}, {(n, theirs[n][1]) for n in both if theirs[n][1]}
+        )
         numbers = [one for mention in parsed.mentions for one in mention.numbers] + list(parsed.loose_numbers)
         add("number", set(numbers), set(NUMBERS.get(at, [])))
         add("prior", {at} if parsed.has_prior else set(), {at} & PRIOR)

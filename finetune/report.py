@@ -24,14 +24,15 @@ from finetune.trust.intervals import Estimate, resampled, wilson
 from foundation.cohort.claims import claims_of_truth, imagine_truth
 from foundation.errors import InputError
 from foundation.files import write_folder_aside
-from foundation.findings import Finding, Reading
+from foundation.findings import Finding, Measurement, Reading
 from foundation.progress import progress
 from foundation.terms import TERMS
 from foundation.training import software_versions
 from heads.report import metrics
 from heads.report.metrics import Counts, correctness, faithfulness, perception, total
-from heads.report.phrasing import cohort_report
+from heads.report.phrasing import HISTORY, cohort_report
 from heads.report.plan import Style, is_positive
+from heads.report.verifier import split_sections
 from heads.report.writing import Writer, load_writers, write_report
 
 Figure = Callable[[Counts], float]
@@ -62,10 +63,17 @@ def evaluate_command(
         print(reason)
     cases = read_cases(cohort, loaded, noise=noise, seed=seed)
     scores = score(cases, seed=seed)
-    about = {"cohort": str(cohort), "noise": noise, "seed": seed, "writers": [one.name for one in loaded] or ["templates"]}
+    about = {
+        "cohort": str(cohort),
+        "noise": noise,
+        "seed": seed,
+        "writers": [one.name for one in loaded] or ["templates"],
+    }
     table = as_markdown(scores, about)
     with write_folder_aside(out) as folder:
-        (folder / "scores.json").write_text(json.dumps({**about, **scores, "versions": software_versions()}, indent=1) + "\n")
+        (folder / "scores.json").write_text(
+            json.dumps({**about, **scores, "versions": software_versions()}, indent=1) + "\n"
+        )
         (folder / "report.md").write_text(table)
         (folder / "reports").mkdir()
         for case in cases:
@@ -128,13 +136,21 @@ def _donors() -> dict[str, Finding]:
 
 def _as_absent(one: Finding) -> Finding:
     return Finding(
-        id=one.id, name=one.name, anatomy=one.anatomy, side="not_applicable", presence="absent", abnormal=True, source=one.source
+        id=one.id,
+        name=one.name,
+        anatomy=one.anatomy,
+        side="not_applicable",
+        presence="absent",
+        abnormal=True,
+        source=one.source,
     )
 
 
-def _blurred(measurement: Any, noise: float, rng: Generator) -> Any:
+def _blurred(measurement: Measurement, noise: float, rng: Generator) -> Measurement:
     if measurement.name == "number":
-        return measurement.model_copy(update={"value": max(1.0, round(measurement.value * math.exp(noise * rng.normal())))})
+        return measurement.model_copy(
+            update={"value": max(1.0, float(round(measurement.value * math.exp(noise * rng.normal()))))}
+        )
     return measurement.model_copy(update={"value": measurement.value * math.exp(noise * rng.normal())})
 
 
@@ -163,13 +179,16 @@ def score(cases: Sequence[Case], *, seed: int = 0) -> dict[str, Any]:
     return {
         "studies": len(cases),
         "figures": {
-            name: {figure: _estimate(counts, of, seed) for figure, of in FIGURES.items()} for name, counts in parts.items()
+            name: {figure: _estimate(counts, of, seed) for figure, of in FIGURES.items()}
+            for name, counts in parts.items()
         },
         "problems": {kind: sum(one.get(kind, 0) for one in problems) for kind in kinds},
         "invented priors": wilson(
             sum("prior" in metrics.problem_kinds(case.text, case.claims) for case in without_prior), len(without_prior)
         ).model_dump(),
-        "numbers right": wilson(sum(right for _, right in numbers), sum(printed for printed, _ in numbers)).model_dump(),
+        "numbers right": wilson(
+            sum(right for _, right in numbers), sum(printed for printed, _ in numbers)
+        ).model_dump(),
         "urgent claimed": sum(number for number, _ in urgent),
         "urgent omitted": sum(omitted for _, omitted in urgent),
         "distinct reports": metrics.distinct_ratio([_body(text) for text in texts]),
@@ -239,7 +258,7 @@ def _nearest(vectors: np.ndarray, index: int) -> int:
 
 
 def _vector(reading: Reading) -> np.ndarray:
-    """What a reader sees, as numbers without words: log volumes of each finding, and the brightness of nothing else."""
+    """What a reader sees, as numbers without words: log volumes of each finding, or log shift."""
     names = [name for name in sorted(TERMS) if name != "image artefact"]
     volumes = dict.fromkeys(names, 0.0)
     for one in reading.findings:
@@ -249,8 +268,6 @@ def _vector(reading: Reading) -> np.ndarray:
 
 
 def _history_vector(reading: Reading) -> np.ndarray:
-    from heads.report.phrasing import HISTORY
-
     there = {one.name for one in reading.findings if one.origin == "record"}
     return np.array([float(name in there) for name in HISTORY])
 
@@ -270,8 +287,6 @@ def overlap(texts: Sequence[str], references: Sequence[str]) -> dict[str, float 
 
 def _body(text: str) -> str:
     """Findings and Impression alone: what the draft says of itself is the same everywhere."""
-    from heads.report.verifier import split_sections
-
     parts = split_sections(text)
     return " ".join(" ".join(parts.get(name, "").split()) for name in ("Findings", "Impression"))
 
@@ -286,7 +301,10 @@ def as_markdown(scores: dict[str, Any], about: dict[str, Any]) -> str:
     def cell(one: dict[str, Any]) -> str:
         return str(Estimate(**one))
 
-    lines = [f"{scores['studies']} synthetic studies, {', '.join(about['writers'])}, reader's noise {about['noise']:g}", ""]
+    lines = [
+        f"{scores['studies']} synthetic studies, {', '.join(about['writers'])}, reader's noise {about['noise']:g}",
+        "",
+    ]
     lines += ["| | precision | recall | F1 |", "|---|---|---|---|"]
     lines += [
         f"| {name} | {' | '.join(cell(row[figure]) for figure in FIGURES)} |" for name, row in scores["figures"].items()
@@ -301,8 +319,12 @@ def as_markdown(scores: dict[str, Any], about: dict[str, Any]) -> str:
     for name in ("invented priors", "numbers right", "rare findings said"):
         lines.append(f"| {name} | {cell(scores[name])} of {scores[name]['num']} |")
     lines.append(f"| urgent findings omitted | {scores['urgent omitted']} of {scores['urgent claimed']} claimed |")
-    lines.append(f"| distinct reports, of the truths | {scores['distinct reports']:.3f}, {scores['distinct truths']:.3f} |")
-    lines.append(f"| reports without a finding, of the truths | {scores['normal reports']:.3f}, {scores['normal truths']:.3f} |")
+    lines.append(
+        f"| distinct reports, of the truths | {scores['distinct reports']:.3f}, {scores['distinct truths']:.3f} |"
+    )
+    lines.append(
+        f"| reports without a finding, of the truths | {scores['normal reports']:.3f}, {scores['normal truths']:.3f} |"
+    )
     lines.append(f"| sentences by writer | {', '.join(f'{k} {v}' for k, v in scores['sentences by writer'].items())} |")
     for name, value in scores["overlap"].items():
         lines.append(f"| {name} | {'not installed' if value is None else f'{value:.3f}'} |")

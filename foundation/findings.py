@@ -172,7 +172,7 @@ class SeriesSummary(Config):
     spacing_mm: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
     orientation: str
     side_is_known: bool
-    acquisition: dict[str, float | str] = {}
+    acquisition: dict[str, float | str] = Field(default_factory=dict)
 
     @classmethod
     def of(cls, series: Series) -> SeriesSummary:
@@ -320,13 +320,17 @@ def signal_of(mask: Bool[np.ndarray, "x y z"], series: Series) -> SeriesSignal |
 
     None where there is nothing to compare. Within a sixth of each other they are isointense.
     """
-    if not mask.any():
+    where = ndimage.find_objects(mask.astype(np.uint8))
+    if not where:
         return None
-    away_mm = np.asarray(ndimage.distance_transform_edt(~mask, sampling=series.spacing_mm))
-    around = (away_mm >= 2) & (away_mm <= 8) & (series.voxels > 0)
-    if not around.any() or (outside := float(np.median(series.voxels[around]))) <= 0:
+    margin = np.ceil(8 / series.spacing_mm).astype(int) + 1
+    box = tuple(slice(max(0, one.start - m), one.stop + m) for one, m in zip(where[0], margin.tolist()))
+    inside, voxels = mask[box], series.voxels[box]
+    away_mm = np.asarray(ndimage.distance_transform_edt(~inside, sampling=series.spacing_mm))
+    around = (away_mm >= 2) & (away_mm <= 8) & (voxels > 0)
+    if not around.any() or (outside := float(np.median(voxels[around]))) <= 0:
         return None
-    ratio = float(np.median(series.voxels[mask])) / outside
+    ratio = float(np.median(voxels[inside])) / outside
     signal: Signal = "hyperintense" if ratio > 7 / 6 else "hypointense" if ratio < 6 / 7 else "isointense"
     return SeriesSignal(series=series.name, contrast=series.contrast, signal=signal, ratio=ratio)
 
@@ -351,7 +355,8 @@ def measure_structures(
     found from the outside of the head: where the brain is shifted, tissue close to the middle may be counted on the
     wrong side. Where no side can be told the finding is one, of the total, and its note says why.
     Labels that no structure names are left out. `probabilities` is what the head gave each voxel's label; its mean over
-    a mask is not a probability of presence, and is kept as a measurement. With `count_pieces` the connected pieces of at least
+    a mask is not a probability of presence, and is kept as a measurement. How an abnormality looks on this series, both sides
+    together, is measured too. With `count_pieces` the connected pieces of at least
     `min_ml` are listed and counted; a piece is on the side of its centre.
     """
     assert labels.shape == series.shape, (labels.shape, series.shape)
@@ -367,6 +372,8 @@ def measure_structures(
         else:
             sides = {"right": first, "left": second}
         shared = _asymmetry(structure, list(sides.values()))
+        is_abnormal = structure.abnormal if structure.abnormal is not None else ABNORMAL.search(structure.name)
+        looks = signal_of(labels == structure.value, series) if is_abnormal else None
         pieces = _pieces(labels, series, structure, midline if structure.paired else None) if count_pieces else ((), ())
         for (side, tally), own in zip(sides.items(), pieces, strict=False):
             notes = [why_no_side] if side == "not_assessed" else []
@@ -386,6 +393,7 @@ def measure_structures(
                         series=series.name, mask=mask_path, centroid_mm=tally.centroid_mm, slice_index=tally.slice_index
                     ),
                     pieces=own,
+                    signals=(looks,) if looks and is_present else (),
                     source=source,
                     note="; ".join(notes) or None,
                 )

@@ -136,7 +136,9 @@ def _shape(truth: Mapping[str, Any], source: str) -> list[Finding]:
         shift = Measurement(name="shift", value=shift_mm, unit="mm", method=method)
         side = _away_from_the_mass(truth)
         findings.append(
-            _present("midline shift", "brain", side, source, (shift,), severity=_graded(shift_mm, 5.0, 10.0), abnormal=True)
+            _present(
+                "midline shift", "brain", side, source, (shift,), severity=_graded(shift_mm, 5.0, 10.0), abnormal=True
+            )
         )
     else:
         findings.append(_absent("midline shift", "brain", source))
@@ -177,7 +179,13 @@ def _artefact(truth: Mapping[str, Any], source: str) -> Finding:
     if not worst:
         return _absent("image artefact", "images", source)
     return _present(
-        "image artefact", "images", "not_applicable", source, (), severity=_graded(float(worst), 2.5, 3.5), abnormal=True
+        "image artefact",
+        "images",
+        "not_applicable",
+        source,
+        (),
+        severity=_graded(float(worst), 2.5, 3.5),
+        abnormal=True,
     )
 
 

@@ -27,6 +27,7 @@ from foundation.checkpoint import load_model_folder, save_model_folder
 from foundation.config import Config
 from foundation.findings import Finding
 from foundation.training import seeded
+from heads.report.decoding import StaticDecoder
 from heads.report.hedging import hedge_of
 from heads.report.phrasing import HISTORY, NAMES, PLACES
 from heads.report.plan import Statement, Style
@@ -241,8 +242,6 @@ class Decoder(nn.Module):
         images: Tensor | None = None,
     ) -> list[str]:
         """One sentence with slots for each statement. With a `temperature` words are drawn, else the likeliest is taken."""
-        from heads.report.decoding import StaticDecoder
-
         if not statements:
             return []
         loop = StaticDecoder(self.language)

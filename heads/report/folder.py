@@ -1,7 +1,7 @@
 """The largest writer: a folder with any causal language model of transformers (Llama, Qwen, SmolLM, Gemma), alone or under LoRA.
 
     writer = FolderWriter.load(Path("models/SmolLM2-135M"))
-    train_folder(Path("models/SmolLM2-135M"), FolderConfig(), Path("runs/lora"))      runs/lora/model is an adapter; load it the same way
+    train_folder(Path("models/SmolLM2-135M"), FolderConfig(), Path("runs/lora"))      # runs/lora/model loads the same way
 
 Nothing is fetched and no code of the folder is run. Such a model's tokens are parts of words, so what the small decoder cannot say
 for lack of a word is forbidden here letter by letter: no digit, no side, no comparison without a prior. Slots are given to it under
@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -91,8 +93,10 @@ class Forbid(LogitsProcessor):
             written = self.tokenizer.decode(ids).lower() if ids else ""
             open_word = re.search(r"[a-z]*$", written)
             rows.append(self._bar(open_word[0] if open_word else ""))
+        # A model may have more scores than its tokenizer has tokens, or fewer.
+        known = min(len(self.texts), scores.shape[1])
         barred = torch.zeros(scores.shape, dtype=torch.bool)
-        barred[:, : len(self.texts)] = torch.stack(rows)
+        barred[:, :known] = torch.stack(rows)[:, :known]
         return scores.masked_fill(barred.to(scores.device), -torch.inf)  # pyright: ignore[reportReturnType]
 
     def _bar(self, open_word: str) -> Tensor:
@@ -110,10 +114,10 @@ class Forbid(LogitsProcessor):
 
 
 class FolderWriter:
-    """A language model and its tokenizer."""
+    """A language model and its tokenizer; a sentence has at most `longest` tokens."""
 
-    def __init__(self, model: Any, tokenizer: Any, name: str):
-        self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
+    def __init__(self, model: Any, tokenizer: Any, name: str, longest: int = 2 * LONGEST):
+        self.model, self.tokenizer, self.name, self.longest = model.eval(), tokenizer, name, longest
 
     @classmethod
     def load(cls, folder: Path) -> FolderWriter:
@@ -138,7 +142,7 @@ class FolderWriter:
         forbidden = SIDES if statement.prior is not None else (*SIDES, *COMPARISONS)
         out = self.model.generate(
             **ids,
-            max_new_tokens=2 * LONGEST,
+            max_new_tokens=self.longest,
             do_sample=temperature > 0,
             temperature=temperature or None,
             top_p=None,
@@ -170,11 +174,20 @@ def load_language_model(folder: Path) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(base, **options)
         model = AutoModelForCausalLM.from_pretrained(base, use_safetensors=True, dtype="auto", **options)
         if base != folder:
-            model = PeftModel.from_pretrained(model, folder, local_files_only=True).merge_and_unload()
+            with _peft_asks_by_an_old_name():
+                model = PeftModel.from_pretrained(model, folder, local_files_only=True).merge_and_unload()
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         got = " ".join(str(error).split())[:200]
         raise InputError("a language model can be loaded from its folder", got=got, remedy=remedy, file=base) from None
     return model, tokenizer
+
+
+@contextmanager
+def _peft_asks_by_an_old_name() -> Iterator[None]:
+    """peft 0.21 reads an attribute that transformers 5.23 has renamed, and would warn whoever calls it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield
 
 
 # ------------------------------------------------------------------------------------------------ training
@@ -248,7 +261,8 @@ def train_folder(
     lora = LoraConfig(
         r=config.rank, lora_alpha=2 * config.rank, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.0
     )
-    objective = LanguageModel(get_peft_model(model, lora), pad)
+    with _peft_asks_by_an_old_name():
+        objective = LanguageModel(get_peft_model(model, lora), pad)
     save_config(config, out / "config.yaml")
     result = train(
         objective, FolderWording(tokenizer, pad, config), config.training, out, label="report-lora", on_start=on_start

@@ -3,8 +3,8 @@
     larmor report-train runs/report              20 minutes of one busy core
     decoder, result = train_decoder(LearnConfig(), Path("runs/report"))
 
-No image is needed: claims are drawn from `foundation/cohort/claims.py` and worded by `phrasing.py`. So that heads of any task can be
-worded, some findings lose their name (it becomes a slot), their place or their numbers, and some are split into sides.
+No image is needed: claims are drawn from `foundation/cohort/claims.py` and worded by `phrasing.py`. So that heads of any task can
+be worded, some findings lose their name (it becomes a slot), their place or their numbers, and some are split into sides.
 """
 
 from __future__ import annotations

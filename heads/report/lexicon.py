@@ -14,19 +14,22 @@ FINDINGS: dict[str, str] = {
     r"|metasta\w+|(?:micro|macro)?adenomas?|schwannomas?|lymphomas?|ependymomas?|h(?:a|e)?emangiomas?|carcinomas?|sarcomas?)"
     r"|space[- ]occupying lesions?",
     "enhancing tumour": r"(?:(?:areas?|foc(?:us|i)|zones?) of )?(?:(?:contrast|abnormal|pathological|avid|rim|ring|nodular) )*"
-    r"(?<!non-)(?<!non )\benhanc(?:ement|ing|es|ed)(?! (?:on|after) ¤)(?: (?:components?|tumou?rs?|mass(?:es)?|lesions?|portions?|parts?|nodules?"
+    r"(?<!non-)(?<!non )\benhanc(?:ement|ing|es|ed)(?! (?:on|after) ¤)(?: (?:components?|tumou?rs?|mass(?:es)?"
+    r"|lesions?|portions?|parts?|nodules?"
     r"|areas?|rim|foc(?:us|i)|tissue|solid))*",
     "necrosis": r"(?:central(?:ly)? )?necro(?:sis|tic)(?: (?:cores?|components?|areas?|cent(?:re|er)s?|cavit(?:y|ies)))?",
     "oedema": r"(?:(?:vasogenic|cytotoxic|peri\w+|surrounding|cerebral|bone marrow|marrow|soft tissue) )*o?edema(?:tous)?",
     "acute infarct": r"(?:(?:areas?|foc(?:us|i)) of )?(?:(?:hyper)?acute|recent|subacute|evolving)(?: \w+)? "
     r"(?:infarct\w*|isch(?:a|e)?emi\w+(?: (?:lesions?|strokes?|changes?|foci))?|strokes?)"
     r"|infarct\w*|strokes?|restricted diffusion|diffusion restriction|isch(?:a|e)?emic lesions?",
-    "chronic infarct": r"(?:old|chronic|remote|lacunar|prior) (?:\w+ )?(?:lacunar )?(?:infarct\w*|strokes?)|encephalomalacia|lacunes?",
+    "chronic infarct": r"(?:old|chronic|remote|lacunar|prior) (?:\w+ )?(?:lacunar )?(?:infarct\w*|strokes?)"
+    r"|encephalomalacia|lacunes?",
     "haemorrhage": r"(?:(?:intra\w+|sub\w+|extra\w+|epi\w+|parenchymal|petechial|acute) )*"
     r"(?:ha?emorrhag\w+|ha?ematomas?|bleed(?:ing|s)?|micro(?:bleed|ha?emorrhage)s?)|blood products",
     "plaque": r"(?:(?:demyelinat\w+|multiple sclerosis|ms) )+(?:plaques?|lesions?|foc(?:us|i)|disease|process)"
     r"|plaques?(?: of demyelination)?|demyelination|multiple sclerosis",
-    "white matter hyperintensity": r"(?:foc(?:us|i) of |areas? of )?(?:periventricular |subcortical |deep |confluent |punctate )*"
+    "white matter hyperintensity": r"(?:foc(?:us|i) of |areas? of )?(?:periventricular |subcortical |deep "
+    r"|confluent |punctate )*"
     r"white[- ]matter (?:hyperintens\w+|lesions?|disease|changes?|foc(?:us|i)|signal \w+|t2 \w+)"
     r"|(?:chronic )?(?:small|micro)[- ]?(?:vessel|vascular|angiopath\w+) (?:isch(?:a|e)?emic )?(?:white matter )?"
     r"(?:lesions?|disease|changes?)|leu[ck]oaraiosis|microangiopathy",
@@ -44,15 +47,19 @@ FINDINGS: dict[str, str] = {
     r"dis[ck](?: \w+)? bulg\w+|bulging (?:of (?:the )?)?(?:\w+ )?dis[ck]s?|annular bulg\w+|bulging annulus",
     "disc herniation": r"dis[ck](?:al)? (?:hernia\w*|protrus\w*|extru\w+|prolaps\w*|sequest\w+)|herniated (?:nucleus|dis[ck]s?)"
     r"|herniations?|protrusions?|extrusions?",
-    "disc degeneration": r"(?:degenerat\w+|desiccat\w+|dehydrat\w+)(?: (?:of (?:the )?)?(?:annular |facet |dis[ck]|spine|changes?|disease|spondylo\w*))*"
+    "disc degeneration": r"(?:degenerat\w+|desiccat\w+|dehydrat\w+)(?: (?:of (?:the )?)?(?:annular |facet "
+    r"|dis[ck]|spine|changes?|disease|spondylo\w*))*"
     r"|spondylosis|dis[ck](?: space)? (?:narrowing|degenerat\w+|desiccat\w+|dehydrat\w+)|loss of dis[ck] height|osteophyt\w+",
     "stenosis": r"(?:(?:spinal|canal|foraminal|central|lateral recess|neuroforaminal|neural foramina\w*) )*"
     r"(?:stenos[ie]s|narrowing)|stenotic|narrowing (?:of )?(?:the )?(?:\w+ ){0,2}(?:canals?|foram\w+|recess\w*)",
-    "nerve compression": r"(?:(?:thecal sac|nerve roots?|cord|sac|root) )+(?:or (?:nerve roots? )?)?(?:compress\w*|imping\w+|encroach\w+)"
-    r"|(?:compress\w*|imping\w+|indent\w+|encroach\w+|abut\w+|effac\w+)(?: (?:on|upon|of|the|both|right|left|exit\w*|lateral|ventral|anterior|bilateral|l5|s1))*"
+    "nerve compression": r"(?:(?:thecal sac|nerve roots?|cord|sac"
+    r"|root) )+(?:or (?:nerve roots? )?)?(?:compress\w*|imping\w+|encroach\w+)"
+    r"|(?:compress\w*|imping\w+|indent\w+|encroach\w+|abut\w+|effac\w+)(?: (?:on|upon|of|the|both|right|left"
+    r"|exit\w*|lateral|ventral|anterior|bilateral|l5|s1))*"
     r" (?:thecal|nerve|sac|cord|dural|foram\w+|neural|exit canals?|roots?|lateral)",
     "muscle spasm": r"(?:paraspinal )?muscle spasm|loss of (?:the )?(?:normal )?lordosis|straightening of",
-    "annular tear": r"(?:annular|torn|labral|meniscal|rotator cuff|tendon|ligament\w*) (?:tears?|annulus|fissures?|rupture)|tears?",
+    "annular tear": r"(?:annular|torn|labral|meniscal|rotator cuff|tendon|ligament\w*) (?:tears?|annulus"
+    r"|fissures?|rupture)|tears?",
     "fracture": r"(?:compression |wedge |stress )?fractures?",
     "spondylolisthesis": r"(?:spondylo|antero|retro)-?listhesis",
     "cyst": r"(?:\w+ )?cysts?|cystic(?: (?:lesions?|mass(?:es)?|degeneration))?|syrinx|syringomyelia",
@@ -62,7 +69,8 @@ FINDINGS: dict[str, str] = {
     "abscess": r"abscess\w*",
     "fistula": r"fistulas?",
     "scoliosis": r"scoliosis|kyphosis",
-    "abnormal signal": r"(?:abnormal|hyperintense|hypointense|high|low|increased|decreased)(?: \w+)? signal(?: (?:change|intensity|abnormality))?",
+    "abnormal signal": r"(?:abnormal|hyperintense|hypointense|high|low|increased"
+    r"|decreased)(?: \w+)? signal(?: (?:change|intensity|abnormality))?",
     "lesion": r"lesions?",
     "mass effect": r"mass[- ]effect",
 }  # fmt: skip
@@ -73,7 +81,8 @@ STRUCTURES = {
 }  # fmt: skip
 PLACES: dict[str, str] = {
     "frontal lobe": r"\w*frontal(?:ly)?\b", "parietal lobe": r"\w*parietal(?:ly)?\b", "temporal lobe": r"\w*temporal(?:ly)?\b",
-    "occipital lobe": r"\w*occipital(?:ly)?\b", "cerebellum": r"cerebell\w+", "brainstem": r"brain ?stem|pons|pontine|medulla|midbrain",
+    "occipital lobe": r"\w*occipital(?:ly)?\b", "cerebellum": r"cerebell\w+", "brainstem": r"brain ?stem|pons"
+    r"|pontine|medulla|midbrain",
     "deep grey matter": r"deep gr[ea]y matter|basal ganglia|thalam\w+|putam\w+|caudate|pallid\w+|lentiform",
     "cerebral white matter": r"(?:cerebral |deep |periventricular )?white matter|centrum semiovale|corona radiata",
 }  # fmt: skip
@@ -100,7 +109,8 @@ HEDGES = {
     "unlikely": r"\b(?:unlikely|improbable|doubtful|less likely|not likely)\b",
     "likely": r"(?<!un)(?<!less )(?<!not )\b(?:likely|probabl[ey]|presum\w+|suggest\w*(?: of)?|consistent with|compatible with"
     r"|in keeping with|favou?r(?:s|ed|ing)?|suspicious for|highly suspected|felt to represent|most likely)\b",
-    "possible": r"\b(?:possibl[ey]|may|might|could (?:be|represent|reflect)|questionable|suspect\w*|suspicio\w+|perhaps|equivocal"
+    "possible": r"\b(?:possibl[ey]|may|might|could (?:be|represent|reflect)|questionable|suspect\w*|suspicio\w+"
+    r"|perhaps|equivocal"
     r"|uncertain|indeterminate|cannot be (?:excluded|ruled out)|not (?:entirely )?excluded|can not be excluded|differential"
     r"|versus|query|suspected|concern(?:ing)? for|rule out)\b",
 }  # fmt: skip
@@ -111,12 +121,15 @@ NEGATED_BEFORE = re.compile(
     r"|rather than|ruled out(?= for))\b"
 )
 NEGATED_AFTER = re.compile(
-    r"\b(?:(?:is|are|was|were|be|been)? ?not (?:been )?(?:clearly |definitely )?(?:seen|identified|present|demonstrated|noted|visuali[sz]ed|detected|found"
-    r"|evident|shown|appreciated|there)|(?:is|are|was|were) absent|absent|ruled out|(?:is|are|was|were|been) excluded|(?:is|are|was|were) negative"
+    r"\b(?:(?:is|are|was|were|be|been)? ?not (?:been )?(?:clearly |definitely )?(?:seen|identified|present"
+    r"|demonstrated|noted|visuali[sz]ed|detected|found"
+    r"|evident|shown|appreciated|there)|(?:is|are|was|were) absent|absent|ruled out|(?:is|are|was|were"
+    r"|been) excluded|(?:is|are|was|were) negative"
     r"|none|not there)\b"
 )
 NOT_NEGATION = re.compile(
-    r"\bno(?:t)? (?:significant )?(?:interval )?change\w*\b|\bnot (?:entirely |be )?excluded\b|\bcannot be (?:excluded|ruled out)\b"
+    r"\bno(?:t)? (?:significant )?(?:interval )?change\w*\b|\bnot (?:entirely |be )?excluded\b"
+    r"|\bcannot be (?:excluded|ruled out)\b"
     r"|\bnot only\b|\bnot likely\b|\bno other\b|\bno further\b|\bno definite evidence against\b"
 )
 SCOPE_ENDS = re.compile(
@@ -124,7 +137,8 @@ SCOPE_ENDS = re.compile(
     r"|, (?:there (?:is|are)|with\b)|(?<=\w) with (?:a |an |mild|moderate|severe|diffuse)"
 )
 NOT_ASSESSED = re.compile(
-    r"\b(?:not|cannot be|can ?not be|could not be|not be|never) (?:adequately |fully |reliably )?(?:assess\w*|evaluat\w*|determin\w*|examined|interpretable)"
+    r"\b(?:not|cannot be|can ?not be|could not be|not be|never) (?:adequately |fully |reliably )?(?:assess\w*"
+    r"|evaluat\w*|determin\w*|examined|interpretable)"
     r"|\bno assessment of\b|\bnon-?diagnostic\b|\blimited (?:assessment|evaluation)\b"
 )
 
@@ -132,14 +146,18 @@ WHEN = r"(?:(?:the )?(?:prior|previous|earlier|last)(?: \w+)?|§+|\d{4}-\d\d-\d\
 CHANGES = {
     "new": rf"\bnew since\b|\bnewly\b|\bnew\b(?! york)|\bnot (?:present|seen|there) (?:on|in) {WHEN}",
     "resolved": r"\b(?:resolved|resolution of|disappeared|gone since|no longer)\b",
-    "grown": rf"\b(?:increased|increase|larger|grown|progress\w+|enlarged|worse\w*) (?:(?:in size|slightly|markedly) )*(?:since|than|from|compared|in the interval)"
+    "grown": rf"\b(?:increased|increase|larger|grown|progress\w+|enlarged|worse\w*) (?:(?:in size|slightly"
+    r"|markedly) )*(?:since|than|from|compared|in the interval)"
     rf"|\binterval (?:increase|growth|progression|worsening)\b|\blarger (?:than )?(?:on|in)? ?{WHEN}",
-    "shrunk": rf"\b(?:decreased|decrease|smaller|reduced|regress\w+|improved) (?:(?:in size|slightly|markedly) )*(?:since|than|from|compared|in the interval)"
+    "shrunk": rf"\b(?:decreased|decrease|smaller|reduced|regress\w+|improved) (?:(?:in size|slightly"
+    r"|markedly) )*(?:since|than|from|compared|in the interval)"
     rf"|\binterval (?:decrease|improvement|regression)\b|\bsmaller (?:than )?(?:on|in)? ?{WHEN}",
-    "stable": r"\b(?:unchanged|stable|no (?:significant )?(?:interval )?change|similar to (?:the )?(?:prior|previous)|persist\w*|again (?:seen|noted|demonstrated))\b",
+    "stable": r"\b(?:unchanged|stable|no (?:significant )?(?:interval )?change|similar to (?:the )?(?:prior"
+    r"|previous)|persist\w*|again (?:seen|noted|demonstrated))\b",
 }  # fmt: skip
 PRIOR = re.compile(
-    r"\b(?:prior|previous(?:ly)?|compar(?:ed|ison)|interval|since (?:the |§|\d|prior|previous|last)|follow-?up|earlier (?:study|examination|mri|scan)|last (?:study|mri|scan))\b"
+    r"\b(?:prior|previous(?:ly)?|compar(?:ed|ison)|interval|since (?:the |§|\d|prior|previous|last)|follow-?up"
+    r"|earlier (?:study|examination|mri|scan)|last (?:study|mri|scan))\b"
 )
 RECORD = re.compile(
     r"\b(?:history of|history|known|status post|s/p|clinical (?:information|history|details)|the record|presented with"
@@ -153,7 +171,9 @@ SIGNALS = {
 CONTRASTS = {
     "T1w-contrast": r"\bt1(?:[- ]?weighted|w)? (?:images? )?(?:after|with|post|following)[- ]?(?:contrast|gadolinium)"
     r"|\b(?:post[- ]contrast|contrast[- ]enhanced|gadolinium[- ]enhanced)(?: t1(?:[- ]?weighted|w)?)?(?: images?)?",
-    "T2star": r"\bt2(?:\*|[- ]?star)(?:[- ]?weighted)?", "FLAIR": r"\b(?:t2[- /])?flair\b", "T2w": r"\bt2(?:[- ]?weighted|w)?(?!\w|\*)",
-    "T1w": r"\bt1(?:[- ]?weighted|w)?(?!\w|\*)", "DWI": r"\bdwi\b|\bdiffusion[- ]weighted(?: \w+)?", "ADC": r"\badc\b|\bapparent diffusion\b",
+    "T2star": r"\bt2(?:\*|[- ]?star)(?:[- ]?weighted)?", "FLAIR": r"\b(?:t2[- /])?flair\b",
+    "T2w": r"\bt2(?:[- ]?weighted|w)?(?!\w|\*)",
+    "T1w": r"\bt1(?:[- ]?weighted|w)?(?!\w|\*)", "DWI": r"\bdwi\b"
+    r"|\bdiffusion[- ]weighted(?: \w+)?", "ADC": r"\badc\b|\bapparent diffusion\b",
     "PD": r"\bproton density\b|\bpd\b", "MRA": r"\bmra\b",
 }  # fmt: skip

@@ -4,21 +4,22 @@
     faithfulness(text, claims)        does the text say what they saw?           text against findings
     correctness(text, truth)          is what the text says true?                text against truth
 
-Each gives `Counts` of one study, which add up; a bootstrap over studies makes intervals of them (`finetune/report.py`). Weighted
-counts weigh a finding by its urgency (`foundation/terms.py`), so that a missed haemorrhage costs four white matter lesions.
+Each gives `Counts` of one study, which add up (`total`); a bootstrap over studies makes intervals of them (`finetune/report.py`).
+Weighted counts weigh a finding by its urgency (`foundation/terms.py`): a missed haemorrhage costs four white matter lesions.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from foundation.findings import Finding, Reading
 from foundation.terms import WEIGHTS, term_of
 from heads.report.plan import Style, is_positive, must_be_said
 from heads.report.verifier import LOOKS, Mention, differences, parse, sentences_of, split_sections, verify
 
+_NAMES = ("said", "said_right", "there", "there_found")
 Key = tuple[str, str]  # a finding's name and side
 
 
@@ -30,9 +31,6 @@ class Counts:
     said_right: float | int = 0
     there: float | int = 0
     there_found: float | int = 0
-
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(Counts)))
 
     @property
     def precision(self) -> float:
@@ -51,8 +49,8 @@ class Counts:
         return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def total(counts: Iterable[Counts]) -> Counts:
-    return sum(counts, Counts())
+def total(counts: Sequence[Counts]) -> Counts:
+    return Counts(*(sum(getattr(one, name) for one in counts) for name in _NAMES))
 
 
 def perception(claims: Reading, truth: Reading, *, weighted: bool = False) -> Counts:
@@ -173,7 +171,7 @@ def _side(side: str | None) -> str:
 
 def _compared(said: set[Key], there: set[Key], weighted: bool) -> Counts:
     def size(keys: set[Key]) -> float:
-        return sum(_weight(name) for name, _ in keys) if weighted else float(len(keys))
+        return float(sum(_weight(name) for name, _ in keys) if weighted else len(keys))
 
     both = said & there
     return Counts(size(said), size(both), size(there), size(both))

@@ -71,9 +71,11 @@ def _negated(text: str) -> str | None:
     if re.search(r"assess|evaluat|unlikely|excluded|measures|hippocampus|thalamus", text, re.IGNORECASE):
         return None
     for pattern, instead in (
-        (r"^There is no ", "There is "), (r"^No evidence of ", "Evidence of "), (r"^No (.*?)(?: is)? (?:seen|identified|demonstrated)\.$", r"\1 seen."),
+        (r"^There is no ", "There is "), (r"^No evidence of ", "Evidence of "),
+        (r"^No (.*?)(?: is)? (?:seen|identified|demonstrated)\.$", r"\1 seen."),
         (r"^No ", "There is "), (r" (is|are) not ", r" \1 "), (r"negative for", "positive for"), (r": none\.", ": present."),
-        (r"^There (is|are) (?:an? )?", r"There \1 no "), (r" there (is|are) (?:an? )?", r" there \1 no "), (r" (is|are) (seen|present|noted)", r" \1 not \2"),
+        (r"^There (is|are) (?:an? )?", r"There \1 no "), (r" there (is|are) (?:an? )?", r" there \1 no "),
+        (r" (is|are) (seen|present|noted)", r" \1 not \2"),
     ):  # fmt: skip
         changed, number = re.subn(pattern, instead, text, count=1)
         if number:

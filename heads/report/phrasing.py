@@ -45,7 +45,8 @@ NAMES: dict[str, tuple[tuple[str, str, bool], ...]] = {
     ),
     "haemorrhage": (
         ("haemorrhage", "haemorrhage", False), ("haematoma", "haematomas", True),
-        ("intracerebral haematoma", "intracerebral haematomas", True), ("parenchymal haemorrhage", "parenchymal haemorrhage", False),
+        ("intracerebral haematoma", "intracerebral haematomas", True),
+        ("parenchymal haemorrhage", "parenchymal haemorrhage", False),
         ("intracranial haemorrhage", "intracranial haemorrhage", False),
     ),
     "plaque": (

@@ -3,8 +3,8 @@
     problems = verify(draft.text(), reading)                 a whole report: every mention has a finding, every finding a mention
     problems = verify_sentence(text, findings, has_prior=False)
 
-It does not know how a sentence was written; `parse` takes any text. It knows the words of `lexicon.py` and no others, so what it does
-not understand it does not object to: docs/report.md says how much of real report text it reads.
+It does not know how a sentence was written; `parse` takes any text. It knows the words of `lexicon.py` and no others, so what
+it does not understand it does not object to: docs/report.md says how much of real report text it reads.
 """
 
 from __future__ import annotations
@@ -173,7 +173,9 @@ def _without_overlaps(candidates: Sequence[tuple[int, int, str]]) -> list[tuple[
 def _with_ellipses(clause: str, spans: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
     """'the right hippocampus measures 3 ml and the left 4 ml' names the hippocampus twice."""
     more = []
-    for match in re.finditer(r"(?:[;,]|\band)\s+(?:the )?(?=(?:right|left|midline)\s+(?:\d|not\b|uncertain|[a-z ]{0,30}\d))", clause):
+    for match in re.finditer(
+        r"(?:[;,]|\band)\s+(?:the )?(?=(?:right|left|midline)\s+(?:\d|not\b|uncertain|[a-z ]{0,30}\d))", clause
+    ):
         before = [span for span in spans if span[1] <= match.start()]
         after = [span for span in spans if span[0] >= match.end()]
         side = re.search(r"\b(right|left|midline)\b", clause[: match.start()])
@@ -207,7 +209,9 @@ def _side(before: str, inside: str, after: str) -> str | None:
     """The nearest side: inside the name, before it, then after it."""
     for part, from_end in ((inside, False), (before, True), (after, False)):
         found = sorted(
-            (match.start(), side) for side, pattern in words.SIDES.items() for match in _compiled(pattern).finditer(part)
+            (match.start(), side)
+            for side, pattern in words.SIDES.items()
+            for match in _compiled(pattern).finditer(part)
         )
         sides = [side for _, side in found if side != "midline"]
         if {"right", "left"} <= set(sides) and not re.search(r"\bto the (?:right|left)\b", part):
@@ -243,7 +247,9 @@ def _count_after(after: str) -> int | None:
 def _signals(after: str, contrasts: Sequence[tuple[int, str]]) -> tuple[tuple[str, str], ...]:
     """Each contrast named after the finding, with the last word before it for how something looks."""
     looks = sorted(
-        (match.start(), signal) for signal, pattern in words.SIGNALS.items() for match in _compiled(pattern).finditer(after)
+        (match.start(), signal)
+        for signal, pattern in words.SIGNALS.items()
+        for match in _compiled(pattern).finditer(after)
     )
     found = []
     for at, contrast in sorted(contrasts):
@@ -376,7 +382,9 @@ def differences(mention: Mention, finding: Finding) -> list[tuple[Kind, str]]:
     if mention.change and mention.change != finding.change:
         found.append(("prior", f"{mention.change} instead of {finding.change}"))
     signals = {(one.contrast, one.signal) for one in finding.signals}
-    found += [("signal", f"{looks} on {contrast}") for contrast, looks in mention.signals if (contrast, looks) not in signals]
+    found += [
+        ("signal", f"{looks} on {contrast}") for contrast, looks in mention.signals if (contrast, looks) not in signals
+    ]
     return found
 
 

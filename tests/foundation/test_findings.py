@@ -259,3 +259,14 @@ def test_ids_are_unique_and_numbers_finite():
         finding_id("Lesions v1!", "White matter/lesion", "not_assessed")
         == "lesions-v1.white-matter-lesion.not-assessed"
     )
+
+
+def test_how_a_lesion_looks_is_measured_against_what_surrounds_it():
+    series, labels, body = head()
+    lesion = labels == 5
+    for factor, signal in ((2.0, "hyperintense"), (0.5, "hypointense"), (1.05, "isointense")):
+        shown = series.with_voxels(np.where(lesion, np.float32(factor), series.voxels).astype(np.float32))
+        found = by_id(measure(shown, labels, body))
+        [looks] = found["test.lesion.right"].signals
+        assert looks.signal == signal and looks.ratio == pytest.approx(factor)
+        assert found["test.lesion.left"].signals == () and found["test.hippocampus.right"].signals == ()

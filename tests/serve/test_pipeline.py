@@ -202,6 +202,29 @@ def test_outside_its_scope_a_model_is_not_asked(models: list[str], tmp_path: Pat
     assert not (tmp_path / "out" / "masks").exists()
 
 
+def test_a_blank_volume_is_non_diagnostic(models: list[str], tmp_path: Path, make_series) -> None:
+    from foundation.reading.nifti import write_volume
+
+    blank = make_series((30, 30, 30), spacing_mm=(4.0, 4.0, 4.0))
+    write_volume(tmp_path / "blank.nii.gz", np.zeros_like(blank.voxels), blank)
+    assert main(["read", str(tmp_path / "blank.nii.gz"), str(tmp_path / "out"), *models]) == 0
+    reading = Reading.load(tmp_path / "out" / "reading.json")
+    assert {finding.presence for finding in reading.findings} == {"not_assessed"}
+    assert "non-diagnostic" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_writer_that_cannot_be_loaded_leaves_the_templates_and_says_why(
+    manifest: Path, models: list[str], tmp_path: Path, capsys
+) -> None:
+    (tmp_path / "writer").mkdir()
+    named = ["--writer", str(tmp_path / "writer")]
+    assert main(["read", f"{manifest}#sub-01", str(tmp_path / "out"), *models, *named]) == 0
+    assert "does not write" in capsys.readouterr().out
+    assert main(["read", f"{manifest}#sub-01", str(tmp_path / "plain"), *models]) == 0
+    reports = [(tmp_path / name / "report.md").read_text().split("## Table")[0] for name in ("out", "plain")]
+    assert reports[0] == reports[1]
+
+
 def test_without_a_model_nothing_is_assessed_and_the_report_says_so(
     manifest: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:

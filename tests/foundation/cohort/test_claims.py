@@ -74,7 +74,9 @@ def test_a_made_patient_and_an_imagined_one_are_read_alike():
     assert [one.name for one in reading.findings if one.origin == "record"] == [
         name.replace("_", " ") for name in truth["history"]
     ]
-    assert not [one for one in claims_of_truth(truth, subject="x", with_record=False).findings if one.origin == "record"]
+    assert not [
+        one for one in claims_of_truth(truth, subject="x", with_record=False).findings if one.origin == "record"
+    ]
     imagined = claims_of_truth(imagine_truth(default_rng(0)), subject="x")
     assert {one.name for one in imagined.findings} & TERMS.keys() == TERMS.keys()
 
@@ -87,6 +89,6 @@ def test_doubt_and_a_prior_are_added_and_invent_nothing():
     later = with_prior(reading, default_rng(0))
     assert later.prior is not None and Reading.model_validate_json(later.model_dump_json()) == later
     with pytest.raises(ValueError, match="prior"):
-        Reading.model_validate(later.model_dump() | {"prior": None}) if any(f.change for f in later.findings) else Reading(
-            subject="", series=(), findings=(later.findings[0].model_copy(update={"change": "new"}),)
-        )
+        Reading.model_validate(later.model_dump() | {"prior": None}) if any(
+            f.change for f in later.findings
+        ) else Reading(subject="", series=(), findings=(later.findings[0].model_copy(update={"change": "new"}),))

@@ -10,7 +10,16 @@ from numpy.random import default_rng
 
 from foundation.errors import InputError
 from foundation.training import TrainingConfig
-from heads.report.decoder import BEGIN, COMPARES, SIDED, Decoder, DecoderConfig, check_vocabulary, is_prompt_word, prompt_words
+from heads.report.decoder import (
+    BEGIN,
+    COMPARES,
+    SIDED,
+    Decoder,
+    DecoderConfig,
+    check_vocabulary,
+    is_prompt_word,
+    prompt_words,
+)
 from heads.report.decoding import StaticDecoder
 from heads.report.learning import LearnConfig, sentences_of, train_decoder
 from heads.report.phrasing import phrase
@@ -71,7 +80,9 @@ def test_the_prompt_hides_side_and_number():
         mirrored = tuple(
             f.model_copy(update={"side": {"right": "left", "left": "right"}.get(f.side, f.side)}) for f in one.findings
         )
-        assert prompt_words(type(one)(one.section, one.kind, mirrored, one.prior), Style()) == prompt_words(one, Style())
+        assert prompt_words(type(one)(one.section, one.kind, mirrored, one.prior), Style()) == prompt_words(
+            one, Style()
+        )
 
 
 def test_images_reach_the_words_through_the_resampler(tiny_decoder: Decoder):
@@ -82,7 +93,9 @@ def test_images_reach_the_words_through_the_resampler(tiny_decoder: Decoder):
     images = torch.randn(len(pairs), 7, 24)
     loss = decoder(decoder.collate(pairs, images))["loss"]
     loss.backward()
-    assert all(one.grad is not None and one.grad.abs().sum() > 0 for one in decoder.resampler.parameters() if one.requires_grad)  # pyright: ignore[reportOptionalMemberAccess]
+    assert all(
+        one.grad is not None and one.grad.abs().sum() > 0 for one in decoder.resampler.parameters() if one.requires_grad
+    )  # pyright: ignore[reportOptionalMemberAccess]
     assert loss != decoder(decoder.collate(pairs, torch.randn(len(pairs), 7, 24)))["loss"]
     assert torch.isfinite(decoder(decoder.collate(pairs))["loss"])  # without images
     text = decoder.eval().write(statements()[:2], Style(), images=images[:1])

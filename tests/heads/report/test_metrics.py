@@ -23,7 +23,8 @@ from heads.report.metrics import (
 def finding(name: str, side: str = "right", presence: str = "present", volume_ml: float = 2.0) -> Finding:
     volume = Measurement(name="volume", value=volume_ml, unit="ml", method="test")
     return Finding(
-        id=f"{name}.{side}".replace(" ", "-").replace("_", "-"), name=name, anatomy="brain", side=side, presence=presence, abnormal=True,
+        id=f"{name}.{side}".replace(" ", "-").replace("_", "-"), name=name, anatomy="brain", side=side,
+        presence=presence, abnormal=True,
         measurements=(volume,) if presence == "present" else (), source="test",
     )  # fmt: skip
 

@@ -43,12 +43,14 @@ def test_certainty(text: str, expected: str):
 def test_a_negation_ends_where_something_else_begins():
     hedges = {m.finding: m.hedge for m in parse("No haemorrhage, oedema or mass, but an acute infarct.").mentions}
     assert hedges == {"haemorrhage": "absent", "oedema": "absent", "tumour": "absent", "acute infarct": "stated"}
-    after = {m.finding: m.hedge for m in parse("There is a mass. No oedema.".split(". ")[1]).mentions}
+    after = {m.finding: m.hedge for m in parse("No oedema.").mentions}
     assert after == {"oedema": "absent"}
 
 
 def test_side_place_size_and_time():
-    mention = one("A 3.2 x 2.1 cm mass in the left fronto-parietal region, larger than on the prior study, bright on FLAIR.")
+    mention = one(
+        "A 3.2 x 2.1 cm mass in the left fronto-parietal region, larger than on the prior study, bright on FLAIR."
+    )
     assert mention.side == "left" and mention.numbers == (("3.2", "cm"), ("2.1", "cm"))
     assert {"frontal lobe", "parietal lobe"} >= mention.places and "parietal lobe" in mention.places
     assert mention.change == "grown" and mention.signals == (("FLAIR", "hyperintense"),)
@@ -59,12 +61,18 @@ def test_side_place_size_and_time():
 
 
 def test_a_pair_in_one_sentence_is_two_mentions():
-    sides = [(m.side, m.numbers) for m in parse("The right hippocampus measures 3.42 ml and the left 3.10 ml.").mentions]
+    sides = [
+        (m.side, m.numbers) for m in parse("The right hippocampus measures 3.42 ml and the left 3.10 ml.").mentions
+    ]
     assert sides == [("right", (("3.42", "ml"),)), ("left", (("3.10", "ml"),))]
 
 
 def test_sentences_end_at_full_stops_and_not_in_numbers():
-    assert sentences_of("A mass of 3.2 cm. No oedema.\n- Atrophy vs. age.") == ["A mass of 3.2 cm.", "No oedema.", "Atrophy vs. age."]
+    assert sentences_of("A mass of 3.2 cm. No oedema.\n- Atrophy vs. age.") == [
+        "A mass of 3.2 cm.",
+        "No oedema.",
+        "Atrophy vs. age.",
+    ]
 
 
 def mass(**changes) -> Finding:
