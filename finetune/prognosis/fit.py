@@ -252,7 +252,8 @@ class Network(nn.Module):
 
     def _left(self, num: int, rate: float, is_there: bool) -> Tensor:
         """Who is not left out this time; only what has something beside it is ever left out."""
-        if self.training and is_there and self.image is not None and (self.events or self.columns) is not None:
+        has_both = self.image is not None and not (self.events is None and self.columns is None)
+        if self.training and is_there and has_both:
             return torch.rand(num) >= rate
         return torch.full((num,), is_there)
 
