@@ -181,6 +181,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="models whose volumes are seen of images too",
     )
+    prognosis.add_argument(
+        "--measured",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="targets of the manifest that were measured in the images",
+    )
     prognosis.add_argument("--picture", metavar="TITLE", help="the row to draw (default: both, deep)")
 
     serve = command("serve", "open the page; what it writes goes when the server stops, unless downloaded")

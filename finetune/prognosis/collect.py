@@ -8,6 +8,7 @@ any of these models learnt from are left out.
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,7 @@ from foundation.preprocess import PreparedStudy, prepare_study
 from foundation.progress import progress
 from foundation.reading.collection import Collection, Row, read_manifest, read_study
 from foundation.study import Contrast
+from heads._study import number_of
 from heads.adapters.folder import LoadedModel, load_model
 from heads.base import StudyBatch, StudySample
 from heads.prognosis import Head
@@ -40,8 +42,14 @@ QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 FAR = (-3.0, -2.0, -1.0, 1.0, 1.5, 2.0, 3.0, 4.0)  # interquartile ranges from the median
 
 
-def from_collection(config: FinetuneConfig, head: Head, *, measured_by: Sequence[Path] = ()) -> Patients:
-    """Every row with an outcome, whatever its split, but those that the models learnt from."""
+def from_collection(
+    config: FinetuneConfig, head: Head, *, measured_by: Sequence[Path] = (), measured: Sequence[str] = ()
+) -> Patients:
+    """Every row with an outcome, whatever its split, but those that the models learnt from.
+
+    `measured` names targets of the manifest, with * for any text, that somebody measured in the images: they are seen of the
+    images too, and are all that is seen where no model is named.
+    """
     collection = read_manifest(config.data.manifest)
     folders = [*([] if config.encoder is None else [config.encoder]), *measured_by]
     learnt = {subject for folder in folders for subject in _learnt_from(folder, collection)}
@@ -58,7 +66,14 @@ def from_collection(config: FinetuneConfig, head: Head, *, measured_by: Sequence
     without = sum(one is None for one in records)
     if without:
         notes.append(f"{without} of them without a record.")
-    image = _image_columns(config, collection, rows, measured_by)
+    image = _targets(rows, measured, head, collection.path)
+    if folders:
+        image = np.concatenate([image, _image_columns(config, collection, rows, measured_by)], axis=1)
+    elif not measured:
+        remedy = "Set encoder=FOLDER, or name --measured-by or --measured."
+        raise InputError("something is seen of the images", got="no model", remedy=remedy)
+    if measured:
+        notes.append(f"Of the images, as measured in the manifest: {', '.join(measured)}.")
     return Patients(
         tuple(row.name for row in rows),
         seen,
@@ -101,6 +116,20 @@ def _oracle(root: Path, rows: Sequence[Row]) -> Mapping[str, np.ndarray] | None:
 
 
 # ------------------------------------------------------------------------------------------------ images
+
+
+def _targets(rows: Sequence[Row], patterns: Sequence[str], head: Head, path: Path) -> np.ndarray:
+    """Numbers of the manifest, NaN where a row has none; never the outcome itself."""
+    config = head.config
+    outcome = {config.time, config.observed, config.entry, config.after}
+    known = sorted({name for row in rows for name in row.targets} - outcome)
+    names = [name for name in known if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+    if patterns and not names:
+        got, remedy = ", ".join(patterns), f"There are {', '.join(known)}."
+        raise InputError("measurements are targets of the manifest", got=got, remedy=remedy, file=path)
+    return np.array([[number_of(dict(row.targets), name) for name in names] for row in rows], float).reshape(
+        len(rows), -1
+    )
 
 
 def _image_columns(

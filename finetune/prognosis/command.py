@@ -39,6 +39,7 @@ def prognosis_command(
     seed: int = 0,
     rows: str | None = None,
     measured_by: Sequence[Path] = (),
+    measured: Sequence[str] = (),
     picture: str | None = None,
 ) -> None:
     """Fit and measure every row, print the table, write it and its pictures into the config's folder."""
@@ -47,7 +48,7 @@ def prognosis_command(
             "there are two folds and one repetition at least", got=f"{folds}, {repeats}", remedy="Use --folds 5."
         )
     chosen = _rows(rows)
-    patients, head, folder, name, caution = _gather(config, overrides, measured_by)
+    patients, head, folder, name, caution = _gather(config, overrides, measured_by, measured)
     trial = run_trial(patients, head, rows=chosen, folds=folds, repeats=repeats, seed=seed)
     shown = picture or next((title for title in PICTURED if title in trial.said), chosen[0].title)
     if shown not in trial.said:
@@ -64,21 +65,22 @@ def prognosis_command(
 
 
 def _gather(
-    config: Path, overrides: Sequence[str], measured_by: Sequence[Path]
+    config: Path, overrides: Sequence[str], measured_by: Sequence[Path], measured: Sequence[str]
 ) -> tuple[Patients, prognosis.Config, Path, str, str | None]:
     """The patients of a fine-tuning config, or those of one with a table."""
     if _has_table(config):
-        if measured_by:
-            raise InputError(
-                "images are measured where there are images", got="a table", remedy="Leave --measured-by out."
-            )
+        if measured_by or measured:
+            remedy = "Name its columns in table.image."
+            raise InputError("images are measured where there are images", got="a table", remedy=remedy)
         task = load_config(TableTrialConfig, config, overrides)
         return from_table(task.table), _head(task.head), task.folder, task.name, task.caution
     from finetune.prognosis.collect import from_collection
 
     study = load_config(FinetuneConfig, config, overrides)
     head = _head(study.head)
-    patients = from_collection(study, prognosis.Head(EncoderConfig(width=64, depth=1), head), measured_by=measured_by)
+    patients = from_collection(
+        study, prognosis.Head(EncoderConfig(width=64, depth=1), head), measured_by=measured_by, measured=measured
+    )
     return patients, head, study.folder, study.name, study.caution
 
 

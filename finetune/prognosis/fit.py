@@ -2,13 +2,14 @@
 
 Everything is fitted by one likelihood (`foundation/hazard.py`) and in one way: the training patients are cut into parts, each part
 is left out once, and what the models say of patients that they had not seen chooses the penalty or when to stop, and calibrates.
-A deep row's models are then the members of an ensemble, whose disagreement is its band; a linear row is fitted again on all.
+A deep row has as many parts as the head has members: its models are an ensemble, whose disagreement is its band. A linear row is
+fitted again on all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -29,10 +30,9 @@ from heads.prognosis import Head
 Sees = Literal["nothing", "person", "record", "image", "both"]
 
 PARTS = 5
-PENALTIES = np.geomspace(3.0, 1000.0, 6)  # of squared weights of standardised columns, against a sum over patients
+PENALTIES = np.geomspace(3.0, 1e5, 8)  # of squared weights of standardised columns, against a sum over patients
 LARGEST = 4.0  # standard deviations: beyond, a column says no more
 COMMONEST = 0.98  # a column that has one value in this share of patients is left out
-MOST = 200
 WIDTH = 64
 EPOCHS, PATIENCE, BATCH, RATE, DECAY = 40, 6, 64, 2e-3, 0.1
 
@@ -48,8 +48,7 @@ class Fit:
 @dataclass(frozen=True)
 class Columns:
     """How columns become numbers of like size: skewed ones as logarithms, NaN as the mean and, where it is common, a column of its
-    own, in standard deviations of the training patients. More than `MOST` are turned into their first `MOST` principal
-    components, the first of which has a standard deviation of 1 and the others less.
+    own, in standard deviations of the training patients.
     """
 
     kept: Int[np.ndarray, " kept"]
@@ -57,7 +56,6 @@ class Columns:
     middle: Float[np.ndarray, " kept"]
     spread: Float[np.ndarray, " kept"]
     gaps: Int[np.ndarray, " gaps"]
-    turn: Float[np.ndarray, "numbers components"] | None = None
 
     @classmethod
     def of(cls, values: Float[np.ndarray, "train columns"]) -> Columns:
@@ -68,19 +66,13 @@ class Columns:
         middle = np.array([one[np.isfinite(one)].mean() for one in chosen.T])
         spread = np.array([one[np.isfinite(one)].std() for one in chosen.T])
         gaps = [place for place in kept if COMMONEST > np.isnan(values[:, place]).mean() > 1 - COMMONEST]
-        plain = cls(np.array(kept, int), is_log, middle, np.where(spread > 0, spread, 1.0), np.array(gaps, int))
-        numbers = plain(values)
-        if numbers.shape[1] <= MOST:
-            return plain
-        _, sizes, axes = np.linalg.svd(numbers - numbers.mean(axis=0), full_matrices=False)
-        return replace(plain, turn=axes[:MOST].T / sizes[0] * np.sqrt(len(numbers)))
+        return cls(np.array(kept, int), is_log, middle, np.where(spread > 0, spread, 1.0), np.array(gaps, int))
 
     def __call__(self, values: Float[np.ndarray, "patients columns"]) -> Float[np.ndarray, "patients numbers"]:
         chosen = values[:, self.kept]
         chosen = np.where(self.is_log, np.log1p(np.maximum(chosen, 0)), chosen)
         scaled = np.clip((chosen - self.middle) / self.spread, -LARGEST, LARGEST)
-        numbers = np.concatenate([np.nan_to_num(scaled), np.isnan(values[:, self.gaps]) - 0.5], axis=1)
-        return numbers if self.turn is None else numbers @ self.turn
+        return np.concatenate([np.nan_to_num(scaled), np.isnan(values[:, self.gaps]) - 0.5], axis=1)
 
 
 def _varies(column: np.ndarray) -> bool:
@@ -126,7 +118,7 @@ def fit(
         say = lambda other, withheld: law.baseline.double().expand(len(other.person), 1, -1)  # noqa: E731
         return Fit(law, say(view, "")), say
     generator = np.random.default_rng(fold(seed, 81))
-    parts = parts_of(seen.is_observed, PARTS, generator)
+    parts = parts_of(seen.is_observed, max(2, config.members) if is_deep else PARTS, generator)
     if is_deep:
         members, outside = _deep(sees, view.take(train), known, parts, law, config, seed)
     else:
@@ -260,7 +252,8 @@ class Network(nn.Module):
 
     def _left(self, num: int, rate: float, is_there: bool) -> Tensor:
         """Who is not left out this time; only what has something beside it is ever left out."""
-        if self.training and is_there and self.image is not None and (self.events or self.columns) is not None:
+        has_both = self.image is not None and not (self.events is None and self.columns is None)
+        if self.training and is_there and has_both:
             return torch.rand(num) >= rate
         return torch.full((num,), is_there)
 

@@ -140,7 +140,7 @@ class _Before:
 
     @cached_property
     def output(self) -> Tensor:
-        return self.model.output_of(self.labelled.prepared, self.labelled.record_for(self.model.head))
+        return self._ask(self.labelled.prepared)
 
     @cached_property
     def answer(self) -> np.ndarray:
@@ -149,6 +149,10 @@ class _Before:
     @cached_property
     def score(self) -> float:
         return self._score(self.labelled, self.output)
+
+    def _ask(self, prepared: PreparedStudy) -> Tensor:
+        """Of other images with the same patient's record."""
+        return self.model.output_of(prepared, self.labelled.record_for(self.model.head))
 
     def after_resaving(self, how: Resaved) -> Figures:
         """An input that is the same to the last bit has the same output, and the model is not asked again."""
@@ -159,7 +163,7 @@ class _Before:
             return {"tried": 0.0, "other answer": 0.0, "difference": 0.0}
         try:
             again = prepare_study(study, self.spacing_mm)
-            output = self.output if same_input(prepared, again) else self.model.output_of(again)
+            output = self.output if same_input(prepared, again) else self._ask(again)
             same = np.array_equal(self.answer, self._answer(again, output))
         except InputError:
             return {"tried": 1.0, "other answer": 1.0, "difference": None}
@@ -168,7 +172,7 @@ class _Before:
     def after(self, change: Change, seed: int) -> Figures:
         try:
             changed = change(self.labelled, self.spacing_mm, np.random.default_rng(seed))
-            output = self.model.output_of(changed.prepared)
+            output = self._ask(changed.prepared)
             moved = self._score(changed, output) - self.score
         except InputError:
             return {"change": None, "other class": None}

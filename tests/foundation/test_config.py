@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 
 from finetune.config import FinetuneConfig
+from finetune.prognosis.patients import TableTrialConfig
 from foundation.config import load_config, save_config
 from foundation.errors import InputError
 from pretrain.config import PretrainConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-KINDS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
+KINDS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "prognosis": TableTrialConfig}
 FILES = [(kind, path) for kind in KINDS for path in sorted((CONFIGS / kind).glob("*.yaml"))]
 
 

@@ -62,8 +62,8 @@ def test_every_command_has_help_of_its_own(command: str, capsys: pytest.CaptureF
 
 def test_read_passes_its_arguments(calls: list[dict[str, object]], model: Path, tmp_path: Path):
     assert cli.main(["read", str(tmp_path), "out", "--model", str(model), "--model", str(model)]) == 0
-    named = {"models": [model, model], "backbones": [], "writers": []}
-    assert calls == [{"study": tmp_path, "out": Path("out"), **named}]
+    expected = {"study": tmp_path, "out": Path("out"), "models": [model, model], "backbones": [], "writers": []}
+    assert calls == [expected | {"ehr": None, "study_uid": None, "at": None}]
 
 
 def test_evaluate_passes_its_arguments(calls: list[dict[str, object]], model: Path, tmp_path: Path):
