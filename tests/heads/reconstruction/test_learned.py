@@ -77,7 +77,7 @@ def test_slices_do_not_see_each_other(raw: RawData, config: UnrolledConfig) -> N
     parts = {name: getattr(scan, name)[1:] for name in ("kspace", "maps", "blurred")}
     tokens = None if scan.tokens is None else scan.tokens.take(torch.arange(len(scan.tokens)).expand(2, -1))
     if tokens is not None:
-        tokens = type(tokens)(**{k: v[1:] if isinstance(v, torch.Tensor) else v for k, v in vars(tokens).items()})
+        tokens = type(tokens)(**{k: v[1:] if isinstance(v, torch.Tensor) else v for k, v in vars(tokens).items()})  # pyright: ignore[reportArgumentType]
     alone = network.images(Scan(**parts, mask=scan.mask, context=scan.context, scale=scan.scale, tokens=tokens))
     torch.testing.assert_close(alone[0], together[1], atol=1e-5, rtol=1e-4)
 
