@@ -51,7 +51,7 @@ class UnrolledConfig(Config):
 
     cascades: Annotated[int, Field(ge=1)] = 5
     channels: Annotated[int, Field(ge=NORM_GROUPS, multiple_of=NORM_GROUPS)] = 16
-    start_steps: Annotated[int, Field(ge=0)] = 10
+    start_steps: Annotated[int, Field(ge=0)] = 4
     context: bool = True
     data_steps: bool = True
     encoder: EncoderConfig | None = None

@@ -234,6 +234,17 @@ def test_a_training_run_leaves_a_model_for_the_command(
     }
 
 
+def test_a_training_can_begin_with_a_models_weights(tmp_path: Path) -> None:
+    before = make(SMALL)
+    before.save(tmp_path / "model", card="# test\n", provenance={})
+    config = small_training(1)
+    still = config.training.model_copy(update={"learning_rate": 0.0, "final_learning_rate": 0.0})
+    config = config.model_copy(update={"start": tmp_path / "model", "training": still})
+    after, _ = train_reconstruction(config, tmp_path / "run", on_start=lambda text: None)
+    for name, value in before.state_dict().items():
+        torch.testing.assert_close(after.state_dict()[name], value)
+
+
 def test_the_learned_method_needs_a_model(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has a model"):
         reconstruct_command(tmp_path / "k.npy", tmp_path / "out", methods=["learned"])
