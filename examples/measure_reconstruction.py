@@ -142,7 +142,7 @@ def doubted(truth: np.ndarray, image: np.ndarray, learnt: LearnedMethod) -> dict
     return {
         "below": float((error < doubt)[inside].mean()),
         "below_90": float((error < np.log(10) * doubt)[inside].mean()),
-        "rank_correlation": float(spearmanr(patches[0][head], patches[1][head]).statistic),
+        "rank_correlation": float(np.asarray(spearmanr(patches[0][head], patches[1][head]))[0]),
         "mean_ratio": float(doubt[inside].mean() / error[inside].mean()),
     }
 

@@ -8,6 +8,7 @@ the best pairs would show, over what is shown. Three images leave little to dete
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -26,7 +27,8 @@ AT_ONCE = 4096
 def table(sequences: Sequence[PulseSequence]) -> tuple[Float[Tensor, "pairs 2"], Float[Tensor, "pairs sequences"]]:
     """Every pair of T1 and T2 <= T1 of a logarithmic grid, and the magnitude of its signals for a proton density of one."""
     t1, t2 = (
-        torch.logspace(*torch.tensor(ends).log10().tolist(), num) for ends, num in ((T1_MS, NUM_T1), (T2_MS, NUM_T2))
+        torch.logspace(math.log10(low), math.log10(high), num)
+        for (low, high), num in ((T1_MS, NUM_T1), (T2_MS, NUM_T2))
     )
     pairs = torch.cartesian_prod(t1, t2)
     pairs = pairs[pairs[:, 1] <= pairs[:, 0]]

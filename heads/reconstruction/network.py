@@ -4,9 +4,11 @@
     x <- x - step_k(scan) g + refine_k(x, g, scan)
 
 as in the variational network (Hammernik 2018) with the steps of E2E-VarNet (Sriram 2020) taken in the image, where they are
-the same for known sensitivities; and as there the sensitivities that few calibration lines give are mended first. The U-Nets
-see real and imaginary part, what is known of the scan (FiLM, Perez 2018), and, where an encoder is given, its features of the
-zero-filled image. Another small U-Net says how wrong the image may be. Steps and refinements are learnt; the samples are not.
+the same for known sensitivities; and as there the sensitivities that few calibration lines give are mended first. It begins
+where a few conjugate gradients of SENSE lead: from the zero-filled image, so few steps leave an image more blurred than
+SENSE's. The U-Nets see real and imaginary part, what is known of the scan (FiLM, Perez 2018), and, where an encoder is given,
+its features of the zero-filled image. Another small U-Net says how wrong the image may be. Steps and refinements are learnt;
+the samples are not.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from foundation.checkpoint import load_model_folder, save_model_folder
 from foundation.config import Config
 from foundation.encoder import Encoder, EncoderConfig
 from foundation.physics.kspace import SenseOperator
+from foundation.reconstruction.methods import solve_sense
 from foundation.reconstruction.metrics import K1, K2, WINDOW
 from foundation.tokens import PATCH
 from heads._unet import NORM_GROUPS, UNet
@@ -32,12 +35,15 @@ from heads.reconstruction.scan import CONTEXT_SIZE, Scan
 
 KIND = "reconstruction"
 MAP_CHANNELS, DOUBT_CHANNELS = 8, 8
+START_PENALTY = 1e-2
 DOUBT_WEIGHT = 0.1
 DOUBT_UNIT, LEAST_DOUBT = 20.0, 1e-4  # errors are some hundredths of the brightest place
 
 
 class UnrolledConfig(Config):
-    """`encoder` None works without; otherwise one of that shape looks at the zero-filled image and is trained along.
+    """`start_steps` conjugate gradients make the image that it begins with; 0 begins with the zero-filled one.
+
+    `encoder` None works without; otherwise one of that shape looks at the zero-filled image and is trained along.
 
     For comparison: without `context` the network is told nothing about the scan, and without `data_steps` it is a plain
     U-Net (or several in a row) that has the zero-filled image and never sees the samples again.
@@ -45,6 +51,7 @@ class UnrolledConfig(Config):
 
     cascades: Annotated[int, Field(ge=1)] = 5
     channels: Annotated[int, Field(ge=NORM_GROUPS, multiple_of=NORM_GROUPS)] = 16
+    start_steps: Annotated[int, Field(ge=0)] = 4
     context: bool = True
     data_steps: bool = True
     encoder: EncoderConfig | None = None
@@ -117,6 +124,9 @@ class Unrolled(nn.Module):
         back = operator.adjoint(scan.kspace)
         seen = self._seen(scan)
         image, gradient = back, torch.zeros_like(back)
+        if self.config.data_steps and self.config.start_steps:
+            with torch.no_grad():
+                image = solve_sense(operator, scan.kspace, self.config.start_steps, START_PENALTY)
         for number, refine in enumerate(self.refine):
             if self.config.data_steps:
                 gradient = operator.normal(image) - back

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from pydantic import Field, field_validator
 
+from foundation.checkpoint import load_model_folder
 from foundation.cohort.raw import simulate_raw
 from foundation.cohort.stream import StreamConfig, shared_stream
 from foundation.config import Config, save_config
@@ -24,7 +25,7 @@ from foundation.errors import did_you_mean
 from foundation.raw import RawData
 from foundation.study import CONTRASTS
 from foundation.training import Draw, TrainingConfig, TrainingResult, fold, software_versions, train
-from heads.reconstruction.network import Scans, Unrolled, UnrolledConfig, collate
+from heads.reconstruction.network import KIND, Scans, Unrolled, UnrolledConfig, collate
 from heads.reconstruction.scan import Scan
 from heads.reconstruction.tasks import TASKS, draw_task
 
@@ -44,10 +45,11 @@ class TrainReconstructionConfig(Config):
 
     `tasks` are the shares of what is learned, of `heads/reconstruction/tasks.py`; what is not named is not learned.
     `variants` scans are made of each head, and kept in memory (some MB each), since to make one takes about as long as to
-    learn from it; None makes another one each time.
+    learn from it; None makes another one each time. `start` is the folder of a model to begin with the weights of.
     """
 
     network: UnrolledConfig = UnrolledConfig()
+    start: Path | None = None
     training: TrainingConfig = TrainingConfig(
         steps=2000,
         batch_size=1,
@@ -156,6 +158,8 @@ def train_reconstruction(
     """
     torch.manual_seed(config.training.seed)
     network = Unrolled(config.network)
+    if config.start is not None:
+        load_model_folder(config.start, kind=KIND, config=UnrolledConfig).fill(network)
     save_config(config, folder / "config.yaml")
     samples = samples or CohortScans(config)
     result = train(network, samples, config.training, folder, label="reconstruction", on_start=on_start)

@@ -20,9 +20,10 @@ from foundation.raw import RawData
 from foundation.reading.nifti import read_nifti
 from foundation.reconstruction import metrics
 from foundation.reconstruction.command import Undersampling
+from foundation.reconstruction.methods import solve_sense
 from foundation.training import Draw, TrainingConfig
 from heads.reconstruction.command import LearnedMethod, learned, reconstruct_command
-from heads.reconstruction.network import Scans, Unrolled, UnrolledConfig, ssim
+from heads.reconstruction.network import START_PENALTY, Scans, Unrolled, UnrolledConfig, ssim
 from heads.reconstruction.scan import CONTEXT_SIZE, Scan
 from heads.reconstruction.training import CohortScans, TrainReconstructionConfig, train_reconstruction
 
@@ -76,7 +77,7 @@ def test_slices_do_not_see_each_other(raw: RawData, config: UnrolledConfig) -> N
     parts = {name: getattr(scan, name)[1:] for name in ("kspace", "maps", "blurred")}
     tokens = None if scan.tokens is None else scan.tokens.take(torch.arange(len(scan.tokens)).expand(2, -1))
     if tokens is not None:
-        tokens = type(tokens)(**{k: v[1:] if isinstance(v, torch.Tensor) else v for k, v in vars(tokens).items()})
+        tokens = type(tokens)(**{k: v[1:] if isinstance(v, torch.Tensor) else v for k, v in vars(tokens).items()})  # pyright: ignore[reportArgumentType]
     alone = network.images(Scan(**parts, mask=scan.mask, context=scan.context, scale=scan.scale, tokens=tokens))
     torch.testing.assert_close(alone[0], together[1], atol=1e-5, rtol=1e-4)
 
@@ -87,8 +88,7 @@ def test_without_refinement_it_is_gradient_descent_on_the_samples(raw: RawData) 
     for refine in (*network.refine, network.coils):
         refine.last.weight.zero_()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue, reportOptionalMemberAccess]
     operator, found = scan.operator, network.images(scan)
-    start = operator.adjoint(scan.kspace)
-    expected = start
+    expected = solve_sense(operator, scan.kspace, SMALL.start_steps, START_PENALTY)
     for _ in range(2):
         expected = expected - operator.adjoint(operator.forward(expected) - scan.kspace)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
@@ -96,7 +96,7 @@ def test_without_refinement_it_is_gradient_descent_on_the_samples(raw: RawData) 
     def misfit(image: torch.Tensor) -> float:
         return float((operator.forward(image) - scan.kspace).norm())
 
-    assert misfit(found) < misfit(start)
+    assert misfit(found) < misfit(operator.adjoint(scan.kspace))
 
 
 @torch.no_grad()
@@ -232,6 +232,17 @@ def test_a_training_run_leaves_a_model_for_the_command(
         "learned-doubt.nii.gz",
         "learned-unexplained.nii.gz",
     }
+
+
+def test_a_training_can_begin_with_a_models_weights(tmp_path: Path) -> None:
+    before = make(SMALL)
+    before.save(tmp_path / "model", card="# test\n", provenance={})
+    config = small_training(1)
+    still = config.training.model_copy(update={"learning_rate": 0.0, "final_learning_rate": 0.0})
+    config = config.model_copy(update={"start": tmp_path / "model", "training": still})
+    after, _ = train_reconstruction(config, tmp_path / "run", on_start=lambda text: None)
+    for name, value in before.state_dict().items():
+        torch.testing.assert_close(after.state_dict()[name], value)
 
 
 def test_the_learned_method_needs_a_model(tmp_path: Path) -> None:

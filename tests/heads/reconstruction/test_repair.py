@@ -56,8 +56,10 @@ def test_thick_slices_become_thin_and_lie_where_they_lay(series: Series, network
     truth = blob(repaired.shape, (2.0, 2.0, 2.0), tuple(repaired.affine[:3, 3].tolist()))
     inside = np.s_[5:-5, 5:-5, 6:-6]
     assert float(np.abs(repaired.voxels - truth.voxels)[inside].max()) < 0.08
-    peaks = [one.to_patient_mm(np.array(np.unravel_index(one.voxels.argmax(), one.shape))) for one in (repaired, truth)]
-    np.testing.assert_allclose(*peaks, atol=2.0)
+    found, wanted = (
+        one.to_patient_mm(np.array(np.unravel_index(one.voxels.argmax(), one.shape))) for one in (repaired, truth)
+    )
+    np.testing.assert_allclose(found, wanted, atol=2.0)
 
 
 def test_the_command_says_what_was_done(series: Series, network: Unrolled, tmp_path: Path, capsys) -> None:
@@ -68,9 +70,11 @@ def test_the_command_says_what_was_done(series: Series, network: Unrolled, tmp_p
     said = json.loads((tmp_path / "out" / "blob.json").read_text())
     assert said["Repaired"] == "ghost" and said["RepairStrength"] == 0.0
     np.testing.assert_allclose(read_nifti(tmp_path / "out" / "blob.nii.gz").voxels, series.voxels, atol=1e-6)
-    for wrong in ({"fault": "gost"}, {"fault": "ghost", "strength": 1.5}):
+    for fault, strength in (("gost", 1.0), ("ghost", 1.5)):
         with pytest.raises(InputError, match=r"known faults|between 0 and 1"):
-            repair_command(tmp_path / "blob.nii.gz", tmp_path / "out", model=tmp_path / "model", **wrong)
+            repair_command(
+                tmp_path / "blob.nii.gz", tmp_path / "out", model=tmp_path / "model", fault=fault, strength=strength
+            )
 
 
 def test_thin_slices_are_not_thick(series: Series, network: Unrolled) -> None:
