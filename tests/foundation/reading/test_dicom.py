@@ -94,6 +94,13 @@ def test_an_enhanced_file_of_one_volume_and_of_two_echoes(tmp_path: Path) -> Non
     same_voxels(study_from_dicom(tmp_path / "two", ["1.e2"]).reference, second)
 
 
+def test_time_points_of_an_enhanced_file(tmp_path: Path) -> None:
+    early, late = write_enhanced(tmp_path, echoes_ms=(10.0, 10.0))
+    assert "1.t1 (time point 1), 1.t2 (time point 2)" in refusal(tmp_path)
+    same_voxels(study_from_dicom(tmp_path, ["1.t1"]).reference, early)
+    same_voxels(study_from_dicom(tmp_path, ["1.t2"]).reference, late)
+
+
 @pytest.mark.parametrize("syntax", ["RLELossless", "JPEGLSLossless"])
 def test_compressed_pixels(tmp_path: Path, syntax: str) -> None:
     import pydicom
