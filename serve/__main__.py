@@ -83,12 +83,12 @@ def _parser() -> argparse.ArgumentParser:
     read.add_argument("--at", metavar="TIME", help="when the study began, if the record does not say")
     _add_models(read)
 
-    dicom = command("dicom", "list the series of a DICOM study: what each is, and which are set aside and why")
+    dicom = command("dicom", "list the series of a DICOM study, and why some are set aside; writes nothing")
     dicom.add_argument("study", type=Path, metavar="STUDY", help="a DICOM folder, zip or file")
     dicom.add_argument("--visit", type=int, metavar="N", help="which, where there are several; 1 is the earliest")
     dicom.add_argument("--names", action="store_true", help="show descriptions too; they may name the patient")
 
-    deidentify = command("deidentify", "write a DICOM study's images without identity into OUT")
+    deidentify = command("deidentify", "take the identity off a DICOM study; writes its images into OUT")
     deidentify.add_argument("study", type=Path, metavar="STUDY", help="a DICOM folder, zip or file")
     deidentify.add_argument("out", type=Path, metavar="OUT", help="a new folder")
     deidentify.add_argument(

@@ -20,7 +20,7 @@ from highdicom import sr
 from pydicom.sr.codedict import codes
 
 from foundation.errors import InputError
-from foundation.findings import Finding, Structure
+from foundation.findings import ABNORMAL, Finding, Structure
 from foundation.reading.dicom.headers import slices_of
 from foundation.reading.dicom.volumes import affine_of_plane
 from foundation.snomed import PRESENCE, SIDES, TERMS, ucum
@@ -122,7 +122,7 @@ def _on_frames(pictures: np.ndarray, headers: Sequence[Any], source: DicomSource
 
 
 def _segment(number: int, structure: Structure, model: str, weights: str) -> Any:
-    is_disease = _is_disease(structure.name, structure.abnormal)
+    is_disease = structure.abnormal if structure.abnormal is not None else ABNORMAL.search(structure.name) is not None
     return highdicom.seg.SegmentDescription(
         segment_number=number,
         segment_label=structure.name[:64],
@@ -135,12 +135,6 @@ def _segment(number: int, structure: Structure, model: str, weights: str) -> Any
             name=model, family=codes.DCM.ArtificialIntelligence, version=weights[:16]
         ),
     )
-
-
-def _is_disease(name: str, abnormal: bool | None) -> bool:
-    return Finding(
-        id="x", name=name, anatomy="", side="not_assessed", presence="present", source="", abnormal=abnormal
-    ).is_abnormal
 
 
 def _coded(name: str) -> Any:

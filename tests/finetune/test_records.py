@@ -73,7 +73,7 @@ def test_a_run_with_records_ends_in_a_folder_that_reads_them(manifest: Path, tmp
     if kind == "prognosis":
         risk = next(one["value"] for one in said["measurements"] if one["name"] == "risk within 150 days")
         assert risk == pytest.approx(1 - float(model.head.survival(heard, [150.0])[0].mean()), abs=1e-4)  # type: ignore[operator]
-        assert said["is_outlook"] and "Outlook" in (out / "report.md").read_text()
+        assert said["origin"] == "outlook" and "Outlook" in (out / "report.md").read_text()
     else:
         assert said["probability"] == pytest.approx(float(heard.softmax(dim=1)[0, 1]), abs=1e-4)
     capsys.readouterr()

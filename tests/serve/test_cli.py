@@ -61,9 +61,11 @@ def test_every_command_has_help_of_its_own(command: str, capsys: pytest.CaptureF
 
 
 def test_read_passes_its_arguments(calls: list[dict[str, object]], model: Path, tmp_path: Path):
-    assert cli.main(["read", str(tmp_path), "out", "--model", str(model), "--model", str(model)]) == 0
-    expected = {"study": tmp_path, "out": Path("out"), "models": [model, model], "backbones": [], "writers": []}
-    assert calls == [expected | {"ehr": None, "study_uid": None, "at": None}]
+    options = ["--model", str(model), "--model", str(model), "--series", "5", "8.e1", "--visit", "2", "--bids"]
+    assert cli.main(["read", str(tmp_path), "out", *options]) == 0
+    chosen = {"choose": ["5", "8.e1"], "visit": 2, "bids": True, "deidentify": False}
+    unnamed = {"backbones": [], "writers": [], "ehr": None, "study_uid": None, "at": None}
+    assert calls == [{"study": tmp_path, "out": Path("out"), "models": [model, model], **unnamed, **chosen}]
 
 
 def test_evaluate_passes_its_arguments(calls: list[dict[str, object]], model: Path, tmp_path: Path):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ MOST_LISTED = 6
 def survey(source: str, visit: int | None = None) -> dict[str, Any]:
     """What there is: every volume with its label, contrast, grid, and why it is set aside or cannot be read."""
     files = gather(Path(source), Path("files").absolute())
-    volumes, subject, session, notes = _volumes(files, visit)
-    return {"volumes": [_listed(volume) for volume in volumes], "subject": subject, "session": session, "notes": notes}
+    volumes, subject, notes = _volumes(files, visit)
+    return {"volumes": [_listed(volume) for volume in volumes], "subject": subject, "notes": notes}
 
 
 def convert_study(
@@ -37,7 +37,7 @@ def convert_study(
     a key."""
     key = None if key_hex is None else Key(bytes.fromhex(key_hex))
     files = gather(Path(source), Path("files").absolute())
-    volumes, subject, session, notes = _volumes(files, visit, key)
+    volumes, subject, notes = _volumes(files, visit, key)
     chosen = _chosen(volumes, choose) if choose else _sorted(_all_usable(volumes))
     made = []
     for place, (volume, contrast) in enumerate(chosen):
@@ -48,28 +48,29 @@ def convert_study(
         if place == 0 and not volume.facts.mosaic:
             headers = _write_headers(volume, files, Path("headers").absolute(), key)
         made.append({**_listed(volume), "contrast": contrast, "path": str(path), "program": program, "headers": headers,
-                     "slices": [[volume.files.index(plane.file), plane.frame] for plane in volume.slices],
+                     "slices": _places(volume),
                      "acquisition": _acquisition(volume)})  # fmt: skip
-    kept = {volume.label for volume, _ in chosen}
+    return {"volumes": made, "subject": subject, "notes": [*notes, *_notes(volumes, chosen, bool(choose))]}
+
+
+def _notes(volumes: Sequence[Volume], chosen: Sequence[tuple[Volume, str]], by_choice: bool) -> Iterator[str]:
+    """What a reader of the study must know: what was left out, and what is in doubt of what was not."""
     for volume in volumes:
-        if volume.aside and not choose:
-            notes.append(f"Series {volume.label} was set aside: {volume.aside}.")
+        if volume.aside and not by_choice:
+            yield f"Series {volume.label} was set aside: {volume.aside}."
     for volume, contrast in chosen:
         if volume.recognised.conflict and contrast == "unknown":
-            notes.append(f"The contrast of series {volume.label} is in doubt: {volume.recognised.conflict}.")
+            yield f"The contrast of series {volume.label} is in doubt: {volume.recognised.conflict}."
         if volume.holes:
-            notes.append(
-                f"Series {volume.label} may lack slices at an end: {volume.holes} of its instance numbers are missing."
-            )
-    left = [volume.label for volume in volumes if choose and volume.label not in kept and not volume.aside]
+            lost = f"{volume.holes} of its instance numbers are missing"
+            yield f"Series {volume.label} may lack slices at an end: {lost}."
+    kept = {volume.label for volume, _ in chosen}
+    left = [volume.label for volume in volumes if by_choice and volume.label not in kept and not volume.aside]
     if left:
-        notes.append(f"Not chosen, so not read: series {', '.join(left[:20])}{' and more' if len(left) > 20 else ''}.")
-    return {"volumes": made, "subject": subject, "session": session, "notes": notes}
+        yield f"Not chosen, so not read: series {', '.join(left[:20])}{' and more' if len(left) > 20 else ''}."
 
 
-def _volumes(
-    files: Sequence[Path], visit: int | None, key: Key | None = None
-) -> tuple[list[Volume], str, str, list[str]]:
+def _volumes(files: Sequence[Path], visit: int | None, key: Key | None = None) -> tuple[list[Volume], str, list[str]]:
     """The volumes of one visit, its pseudonym and what a reader should know."""
     facts: dict[str, SeriesFacts] = {}
     planes: dict[str, list[Slice]] = {}
@@ -106,7 +107,7 @@ def _volumes(
     if any(each.annotated for each in facts.values()):
         notes.append("A header says that text is burned into the images: they may name the patient.")
     subject = key.patient(one.subject) if key else _pseudonym(one.subject)
-    return volumes_of(facts, planes), subject, "", notes
+    return volumes_of(facts, planes), subject, notes
 
 
 def _drop_copies(planes: dict[str, list[Slice]]) -> None:
@@ -223,6 +224,12 @@ def _listed(volume: Volume) -> dict[str, Any]:
         "broken": volume.broken,
         "words": volume.facts.words,
     }
+
+
+def _places(volume: Volume) -> list[tuple[int, int]]:
+    """For each plane the rank of its file among the volume's, and its frame there."""
+    rank = {file: number for number, file in enumerate(volume.files)}
+    return [(rank[plane.file], plane.frame) for plane in volume.slices]
 
 
 def _acquisition(volume: Volume) -> dict[str, Any]:

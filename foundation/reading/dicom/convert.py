@@ -12,6 +12,7 @@ import json
 import subprocess
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from foundation.reading.nifti import write_volume
 from foundation.study import Series
 
 CORNER_MM = 0.01
+SAME_ECHO_MS = 0.02
 SUFFIX: dict[Component, str] = {
     "phase": "_ph",
     "real": "_real",
@@ -85,17 +87,11 @@ def _by_dcm2niix(volume: Volume, wanted: Sequence[Path], folder: Path) -> Path |
     out.mkdir()
     for number, file in enumerate(wanted, start=1):
         (given / f"{number:05d}.dcm").symlink_to(file.resolve())
-    # -ba y: nothing of a patient in the sidecar; -f v: nor in names; -z 3: time points one by one; -m y would merge echoes.
+    # -ba y: nothing of a patient in the sidecar; -f v: nor in names. -z 3: time points one by one; those of one file then fit
+    # alike, and are left to `_by_frames`.
     options = ["-b", "y", "-ba", "y", "-z", "3", "-f", "v", "-w", "2", "-d", "0", "-o", str(out), str(given)]
     subprocess.run([dcm2niix.bin, *options], stdin=subprocess.DEVNULL, capture_output=True, check=False)
     candidates = [one for one in map(_read, sorted(out.glob("*.nii"))) if one is not None and _fits(volume, one)]
-    if len(candidates) > 1:  # a file of many frames holds several volumes
-        candidates = [one for one in candidates if one.component == volume.slices[0].component] or candidates
-        echo = volume.slices[0].echo_time_ms
-        if echo is not None:
-            candidates = [one for one in candidates if one.echo_time_ms is None or abs(one.echo_time_ms - echo) < 0.02]
-    if len(candidates) > 1 and (rank := _time_rank(volume)) is not None and rank <= len(candidates):
-        candidates = [candidates[rank - 1]]
     return candidates[0].path if len(candidates) == 1 else None
 
 
@@ -114,12 +110,21 @@ def _read(path: Path) -> _Made | None:
     sidecars = [side for side in path.parent.glob("*.json") if stem == side.stem or stem.startswith(f"{side.stem}_")]
     echo = None
     if sidecars:
-        value = json.loads(max(sidecars, key=lambda side: len(side.stem)).read_text(errors="replace")).get("EchoTime")
-        echo = 1000 * value if isinstance(value, int | float) else None
+        with suppress(ValueError, AttributeError):  # a sidecar of damaged headers
+            value = json.loads(max(sidecars, key=lambda side: len(side.stem)).read_text(errors="replace")).get(
+                "EchoTime"
+            )
+            echo = 1000 * value if isinstance(value, int | float) else None
     return _Made(path, image.shape, affine, echo, component)
 
 
 def _fits(volume: Volume, made: _Made) -> bool:
+    """Whether what was made lies where the headers say, and of a file that may hold several volumes is the right one."""
+    if volume.facts.kind == "frames":
+        echo = volume.slices[0].echo_time_ms
+        other_echo = echo is not None and made.echo_time_ms is not None and abs(made.echo_time_ms - echo) > SAME_ECHO_MS
+        if made.component != volume.slices[0].component or other_echo:
+            return False
     affine = volume.affine
     if affine is None:  # a mosaic, whose tiles the headers do not place: its sheet must at least be made of them
         columns, rows, _ = volume.shape
@@ -127,11 +132,6 @@ def _fits(volume: Volume, made: _Made) -> bool:
     if sorted(made.shape) != sorted(volume.shape):
         return False
     return corner_error_mm(made.affine, made.shape, affine, volume.shape) < CORNER_MM
-
-
-def _time_rank(volume: Volume) -> int | None:
-    last = volume.parts[-1] if volume.parts else ""
-    return int(last[1:]) if last[:1] == "t" else None
 
 
 # ------------------------------------------------------------------------------------------------ the others

@@ -1,6 +1,7 @@
 """Headers without identity: only what is listed here is kept, everything else goes, at every depth.
 
-    clean = deidentified(dataset, Key(secret))        larmor deidentify STUDY OUT --key FILE
+    clean = deidentified(dataset, Key(secret))
+    larmor deidentify STUDY OUT --key FILE
 
 DICOM's own way (PS3.15, table E.1-1) names some 600 attributes to remove and keeps what it does not name. A list of what to keep
 fails safe where that fails open: private elements, retired ones, overlays, and whatever the next edition invents are gone without
@@ -106,21 +107,26 @@ EMPTY = ("StudyDate", "StudyTime", "AccessionNumber", "StudyID", "ReferringPhysi
          "PositionReferenceIndicator", "SeriesDescription")  # fmt: skip
 
 
-class Key:
-    """The secret under which names and UIDs are replaced; without one, a new one that nobody keeps."""
+def read_key(path: Path | None) -> bytes:
+    """The secret in a file, or a new one that nobody keeps."""
+    if path is None:
+        return secrets.token_bytes(LEAST_KEY_BYTES)
+    try:
+        secret = path.read_bytes()
+    except OSError as error:
+        raise InputError("the key can be read", got=error.strerror, remedy="Check its path.") from None
+    Key(secret)
+    return secret
 
-    def __init__(self, secret: bytes | None = None):
-        if secret is not None and len(secret) < LEAST_KEY_BYTES:
+
+class Key:
+    """The secret under which names and UIDs are replaced."""
+
+    def __init__(self, secret: bytes):
+        if len(secret) < LEAST_KEY_BYTES:
             remedy = "Make one: head -c 32 /dev/urandom > FILE, and keep it apart from the data."
             raise InputError(f"a key has at least {LEAST_KEY_BYTES} bytes", got=len(secret), remedy=remedy)
-        self._secret = secrets.token_bytes(LEAST_KEY_BYTES) if secret is None else secret
-
-    @classmethod
-    def from_file(cls, path: Path | None) -> Key:
-        try:
-            return cls(None if path is None else path.read_bytes())
-        except OSError as error:
-            raise InputError("the key can be read", got=error.strerror, remedy="Check its path.") from None
+        self._secret = secret
 
     def patient(self, name: str) -> str:
         return f"patient-{self._digest('patient', name).hex()[:12]}"
@@ -239,7 +245,7 @@ def _values(dataset: Dataset) -> Iterator[tuple[str, Any]]:
             continue
 
 
-def _is_small(value: object) -> bool:
+def _is_small(value: Any) -> bool:
     values = list(value) if hasattr(value, "__iter__") and not isinstance(value, str) else [value]
     try:
         return all(abs(float(one)) < MOST for one in values)

@@ -80,7 +80,7 @@ def study_from_dicom(
             arguments["key_hex"] = (secrets.token_bytes(32) if key is None else key).hex()
         answer = run_limited(f"{CHILD}:convert_study", arguments, folder=Path(private), limits=limits)
         series = tuple(_series(one) for one in answer["volumes"])
-    return Study(answer["subject"], series, answer["session"], tuple(answer["notes"]))
+    return Study(answer["subject"], series, notes=tuple(answer["notes"]))
 
 
 def dicom_command(study: Path, visit: int | None = None, names: bool = False) -> None:
@@ -166,12 +166,11 @@ def _is_dicom_file(path: Path) -> bool:
 def deidentify_command(study: Path, out: Path, key: Path | None = None) -> None:
     """The `larmor deidentify` command: a folder of the study's images under numbers, without identity."""
     from foundation.files import write_folder_aside
-    from foundation.reading.dicom.deidentify import LEAST_KEY_BYTES, Key
+    from foundation.reading.dicom.deidentify import read_key
 
     if out.exists():
         raise InputError("OUT is new", got="an existing one", remedy="Name another folder; nothing was written.")
-    secret = key.read_bytes() if key else secrets.token_bytes(LEAST_KEY_BYTES)
-    Key(secret)  # a short one is refused before anything is read
+    secret = read_key(key)  # a short one is refused before anything is read
     with write_folder_aside(out) as folder:
         arguments = {"source": str(study.resolve()), "key_hex": secret.hex(), "out": str(folder.resolve())}
         with TemporaryDirectory(prefix="larmor-") as private:

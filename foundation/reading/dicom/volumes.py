@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -66,13 +66,6 @@ class Volume:
     def affine(self) -> np.ndarray | None:
         """From (column, row, plane) to patient RAS+ mm as the headers say; None where they do not or it is a mosaic."""
         return None if self.facts.mosaic or not self.slices else affine_of(self.slices)
-
-
-@dataclass
-class _Stack:
-    """Planes of one series that share everything but their place and time."""
-
-    planes: list[Slice] = field(default_factory=list)
 
 
 def affine_of(planes: Sequence[Slice]) -> np.ndarray | None:
@@ -140,16 +133,16 @@ def _of_series(label: str, facts: SeriesFacts, planes: Sequence[Slice]) -> list[
     return volumes
 
 
-def _stacks(planes: Sequence[Slice]) -> dict[tuple[float, str, int], _Stack]:
+def _stacks(planes: Sequence[Slice]) -> dict[tuple[float, str, int], list[Slice]]:
     """By echo time, component, and geometry (matrix, spacing, direction)."""
     geometries: list[Slice] = []
-    stacks: dict[tuple[float, str, int], _Stack] = defaultdict(_Stack)
+    stacks: dict[tuple[float, str, int], list[Slice]] = defaultdict(list)
     for plane in planes:
         place = next((i for i, one in enumerate(geometries) if _same_geometry(one, plane)), len(geometries))
         if place == len(geometries):
             geometries.append(plane)
         echo = round(plane.echo_time_ms, 2) if plane.echo_time_ms is not None else -1.0
-        stacks[(echo, plane.component, place)].planes.append(plane)
+        stacks[(echo, plane.component, place)].append(plane)
     return dict(sorted(stacks.items()))
 
 
@@ -166,14 +159,14 @@ def _gap(a: float, b: float) -> float:
 
 
 def _times(
-    label: str, parts: list[str], words: list[str], facts: SeriesFacts, stack: _Stack, aside: str | None
+    label: str, parts: list[str], words: list[str], facts: SeriesFacts, stack: Sequence[Slice], aside: str | None
 ) -> Iterator[Volume]:
     """The volumes of a stack, one per time point or diffusion direction."""
     broken = None
     if facts.mosaic:
-        times = [[plane] for plane in sorted(stack.planes, key=lambda one: (one.instance, one.file))]
+        times = [[plane] for plane in sorted(stack, key=lambda one: (one.instance, one.file))]
     else:
-        times, broken = _in_time(stack.planes)
+        times, broken = _in_time(stack)
     if len(times[0]) < LEAST_SLICES and not facts.mosaic and aside is None:
         aside = f"it has {len(times[0])} slice{'s' * (len(times[0]) > 1)} in one direction, too few for a volume"
     for rank, planes in enumerate(times, start=1):

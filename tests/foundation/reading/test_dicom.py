@@ -18,6 +18,7 @@ from foundation.reading.collection import study_from_path
 from foundation.reading.dicom.child import convert_study
 from foundation.reading.dicom.study import is_dicom, list_dicom, study_from_dicom, table
 from foundation.study import Series
+from serve.__main__ import main
 from tests.foundation.reading.dicom_making import CAPTURE, Made, header, oblique, save, write_enhanced, write_series
 
 GRIDS = {
@@ -91,6 +92,13 @@ def test_an_enhanced_file_of_one_volume_and_of_two_echoes(tmp_path: Path) -> Non
     assert "1.e1 (echo time 10 ms), 1.e2 (echo time 30 ms)" in said and "--series 1.e1" in said
     same_voxels(study_from_dicom(tmp_path / "two", ["1.e1"]).reference, first)
     same_voxels(study_from_dicom(tmp_path / "two", ["1.e2"]).reference, second)
+
+
+def test_time_points_of_an_enhanced_file(tmp_path: Path) -> None:
+    early, late = write_enhanced(tmp_path, echoes_ms=(10.0, 10.0))
+    assert "1.t1 (time point 1), 1.t2 (time point 2)" in refusal(tmp_path)
+    same_voxels(study_from_dicom(tmp_path, ["1.t1"]).reference, early)
+    same_voxels(study_from_dicom(tmp_path, ["1.t2"]).reference, late)
 
 
 @pytest.mark.parametrize("syntax", ["RLELossless", "JPEGLSLossless"])
@@ -178,6 +186,15 @@ def test_what_is_no_volume_is_set_aside_with_its_reason(tmp_path: Path) -> None:
     lines = table(list_dicom(tmp_path))
     assert len(lines) == 8 and "set aside: it is a localiser" in lines[2] and "Scout" not in "".join(lines)
     assert "AAHead_Scout" in "".join(table(list_dicom(tmp_path), names=True))
+
+
+def test_the_command_lists_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_series(tmp_path, "3")
+    before = sorted(tmp_path.iterdir())
+    assert main(["dicom", str(tmp_path)]) == 0
+    title, line = capsys.readouterr().out.splitlines()
+    assert title.startswith("series") and line.split()[:2] == ["3", "T1w"] and sorted(tmp_path.iterdir()) == before
+    assert main(["dicom", str(tmp_path), "--visit", "2"]) == 2
 
 
 # ------------------------------------------------------------------------------------------------ what is refused
