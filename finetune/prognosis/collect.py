@@ -145,7 +145,7 @@ def _image_columns(
     if kept.is_file():
         return np.load(kept)
     encoder = None if config.encoder is None else _encoder(config.encoder)
-    contrasts = sorted({series.contrast for row in rows for series in row.series})
+    contrasts: list[Contrast] = sorted({series.contrast for row in rows for series in row.series})
     models = [load_model(folder) for folder in measured_by]
     found = []
     with progress(total=len(rows), label="look", unit="study") as bar:
