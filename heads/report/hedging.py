@@ -28,5 +28,5 @@ def hedge_of(finding: Finding) -> Hedge:
         return "unlikely" if chance is not None and chance >= FROM[-1][0] else "absent"
     if chance is None:
         return "possible" if finding.presence == "uncertain" else "stated"
-    band = next((word for least, word in FROM if chance >= least), "unlikely")
+    band: Hedge = next((word for least, word in FROM if chance >= least), "unlikely")
     return "possible" if finding.presence == "uncertain" and band != "unlikely" else band

@@ -382,9 +382,9 @@ def differences(mention: Mention, finding: Finding) -> list[tuple[Kind, str]]:
     if mention.change and mention.change != finding.change:
         found.append(("prior", f"{mention.change} instead of {finding.change}"))
     signals = {(one.contrast, one.signal) for one in finding.signals}
-    found += [
-        ("signal", f"{looks} on {contrast}") for contrast, looks in mention.signals if (contrast, looks) not in signals
-    ]
+    for contrast, looks in mention.signals:
+        if (contrast, looks) not in signals:
+            found.append(("signal", f"{looks} on {contrast}"))
     return found
 
 
