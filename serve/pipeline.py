@@ -241,7 +241,9 @@ def read_to_folder(
             "No model was named and none is in runs/demo/models: nothing in the images is assessed. `make demo` makes one."
         )
     scribes, reasons = load_writers(writers)
-    result = read_study(study_from_path(study, choose, visit, deidentify=deidentify), loaded, writers=scribes, record=record)
+    result = read_study(
+        study_from_path(study, choose, visit, deidentify=deidentify), loaded, writers=scribes, record=record
+    )
     for reason in (*reasons, *result.draft.remarks):
         print(reason)
     if record is not None and all(one.model.head.reads_record is None for one in loaded):
