@@ -56,7 +56,7 @@ def _theirs(decoder: Decoder, prompts: list[list[int]]) -> list[list[int]]:
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
-    out = decoder.language.generate(
+    out = decoder.language.generate(  # pyright: ignore[reportAttributeAccessIssue]: a mixin that transformers adds by name
         input_ids=ids,
         attention_mask=mask,
         max_new_tokens=WORDS,

@@ -20,12 +20,12 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 from ehr.validation import Validator
 from foundation.errors import InputError
 from foundation.findings import Finding, Measurement, ModelUsed, Reading
-from foundation.snomed import PRESENCE, SIDES, SNOMED, TERMS, ucum
+from foundation.terms import PRESENCE, SIDES, Code, snomed_of, ucum
 
 Json = dict[str, Any]
 Version = Literal["R4B", "R5"]
 VERSIONS: tuple[Version, ...] = get_args(Version)
-LOINC, UCUM = "http://loinc.org", "http://unitsofmeasure.org"
+LOINC, UCUM, SNOMED = "http://loinc.org", "http://unitsofmeasure.org", "http://snomed.info/sct"
 HL7 = "http://terminology.hl7.org/CodeSystem"
 NAMESPACE = uuid.UUID("5e1c2b0a-7f5d-4c59-9d0f-3a5d6b1f2c77")  # so that the same reading gives the same ids
 
@@ -175,9 +175,9 @@ class _Writer:
         return {key: value for key, value in section.items() if value}
 
     def _observation(self, finding: Finding) -> Json:
-        site = _concept(TERMS.get(finding.anatomy.lower()), finding.anatomy or "not said")
+        site = _concept(snomed_of(finding.anatomy), finding.anatomy or "not said")
         if finding.side in SIDES:
-            site = {**site, "coding": [*site.get("coding", []), _coding((SNOMED, *SIDES[finding.side]))],
+            site = {**site, "coding": [*site.get("coding", []), _coding(SIDES[finding.side])],
                     "text": f"{finding.side} {finding.anatomy}".strip()}  # fmt: skip
         observation = self._resource(
             "Observation",
@@ -185,7 +185,7 @@ class _Writer:
             meta={"security": [AI]},
             status="preliminary",
             category=[_concept((f"{HL7}/observation-category", "imaging", "Imaging"))],
-            code=_concept(TERMS.get(finding.name.lower()), finding.name),
+            code=_concept(snomed_of(finding.name), finding.name),
             subject=self.patient,
             effectiveDateTime=self.time,
             issued=self.time,
@@ -264,14 +264,14 @@ class _Writer:
         return "\n\n".join(parts) + "\n"
 
 
-def _concept(code: tuple[str, ...] | None, text: str | None = None) -> Json:
-    """A CodeableConcept of (system, code, display), of (SNOMED code, display), or of text alone."""
-    coded = {"coding": [_coding(code if len(code) == 3 else (SNOMED, *code))]} if code else {}
+def _concept(code: Code | tuple[str, str, str] | None, text: str | None = None) -> Json:
+    """A CodeableConcept of one of our terms, of (system, code, display), or of text alone."""
+    coded = {"coding": [_coding(code)]} if code else {}
     return coded | ({"text": text} if text else {})
 
 
-def _coding(code: tuple[str, ...]) -> Json:
-    system, value, display = code
+def _coding(code: Code | tuple[str, str, str]) -> Json:
+    system, value, display = (SNOMED, code.code, code.display) if isinstance(code, Code) else code
     return {"system": system, "code": value, "display": display}
 
 

@@ -51,6 +51,7 @@ TERMS: dict[str, Term] = {
     "enhancing tumour": Term("actionable", _snomed("108369006", "Neoplasm"), ("T1w-contrast",)),
     "necrosis": Term("actionable", _snomed("6574001", "Necrosis"), ("T1w-contrast",)),
     "oedema": Term("actionable", _snomed("79654002", "Edema"), _WATER),
+    "lesion": Term("actionable", _snomed("52988006", "Lesion")),
     "plaque": Term("actionable", _snomed("32693004", "Demyelination"), _WATER),
     "white matter hyperintensity": Term("minor", (), _WATER),
     "acute infarct": Term("urgent", _snomed("55641003", "Infarct"), ("DWI", "ADC")),
@@ -68,7 +69,13 @@ PLACES: dict[str, tuple[Code, ...]] = {
     "temporal lobe": _snomed("78277001", "Temporal lobe structure"),
     "occipital lobe": _snomed("31065004", "Occipital lobe structure"),
     "cerebellum": _snomed("113305005", "Cerebellar structure"),
-    "brainstem": _snomed("15926001", "Brainstem structure"),
+    "brainstem": _snomed("119238007", "Brain Stem"),
+    "amygdala": _snomed("4958002", "Amygdala"),
+    "caudate": _snomed("11000004", "Caudate Nucleus"),
+    "cerebral cortex": _snomed("40146001", "Cerebral cortex"),
+    "pallidum": _snomed("14738005", "Globus Pallidus"),
+    "putamen": _snomed("89278009", "Putamen"),
+    "third ventricle": _snomed("49841001", "Third ventricle"),
     "lateral ventricle": _snomed("66720007", "Lateral ventricle structure"),
     "cerebral white matter": _snomed("68523003", "Cerebral white matter structure"),
     "hippocampus": _snomed("5366008", "Hippocampal structure"),
@@ -83,6 +90,18 @@ SIGNALS: dict[Signal, tuple[Code, ...]] = {
 }
 
 
+SIDES: dict[str, Code] = {
+    "right": Code(system="SNOMED", code="24028007", display="Right"),
+    "left": Code(system="SNOMED", code="7771000", display="Left"),
+    "bilateral": Code(system="SNOMED", code="51440002", display="Right and left"),
+}
+PRESENCE: dict[str, Code] = {
+    "present": Code(system="SNOMED", code="52101004", display="Present"),
+    "absent": Code(system="SNOMED", code="272519000", display="Absent"),
+}
+_UCUM = {"ml": "mL", "1": "1"}  # of our units, those that UCUM spells otherwise
+
+
 def term_of(name: str) -> Term | None:
     """The term of that name, None where nothing is known of it."""
     return TERMS.get(name.lower())
@@ -90,3 +109,15 @@ def term_of(name: str) -> Term | None:
 
 def place_codes(anatomy: str) -> tuple[Code, ...]:
     return PLACES.get(anatomy.lower(), ())
+
+
+def snomed_of(name: str) -> Code | None:
+    """SNOMED CT's code for a finding or a place of exactly this name: one that means something close is worse than none."""
+    term = term_of(name)
+    known = (*(term.codes if term else ()), *place_codes(name))
+    return next((code for code in known if code.system == "SNOMED"), None)
+
+
+def ucum(unit: str) -> str:
+    """One of our units as UCUM writes it."""
+    return _UCUM.get(unit, unit)

@@ -23,8 +23,8 @@ from foundation.errors import InputError
 from foundation.findings import ABNORMAL, Finding, Structure
 from foundation.reading.dicom.headers import slices_of
 from foundation.reading.dicom.volumes import affine_of_plane
-from foundation.snomed import PRESENCE, SIDES, TERMS, ucum
 from foundation.study import DicomSource, Series
+from foundation.terms import PRESENCE, SIDES, Code, snomed_of, ucum
 
 if TYPE_CHECKING:
     from serve.pipeline import StudyReading
@@ -139,11 +139,11 @@ def _segment(number: int, structure: Structure, model: str, weights: str) -> Any
 
 def _coded(name: str) -> Any:
     """SNOMED's term where there is exactly this one, otherwise ours."""
-    code, meaning = TERMS.get(name.lower(), (None, None))
-    if code is not None and meaning is not None:
-        return sr.CodedConcept(code, "SCT", meaning)
-    value = "".join(letter if letter.isalnum() else "-" for letter in name.lower())[:16]
-    return sr.CodedConcept(value, OURS, name[:64])
+    return _sct(snomed_of(name)) or _own(name)
+
+
+def _sct(code: Code | None) -> Any:
+    return None if code is None else sr.CodedConcept(code.code, "SCT", code.display)
 
 
 # ------------------------------------------------------------------------------------------------ measurements
@@ -208,8 +208,7 @@ def _group(finding: Finding, version: str, headers: Sequence[Any], segmentations
 
 
 def _site(finding: Finding) -> Any:
-    side = SIDES.get(finding.side)
-    laterality = None if side is None else sr.CodedConcept(side[0], "SCT", side[1])
+    laterality = _sct(SIDES.get(finding.side))
     return sr.FindingSite(anatomic_location=_coded(finding.anatomy or "brain"), laterality=laterality)
 
 
@@ -227,10 +226,7 @@ def _measurements(finding: Finding) -> list[Any]:
 
 
 def _presence(finding: Finding) -> Any:
-    code, meaning = PRESENCE.get(finding.presence, (None, None))
-    if code is not None and meaning is not None:
-        return sr.CodedConcept(code, "SCT", meaning)
-    return _own(finding.presence.replace("_", " "))
+    return _sct(PRESENCE.get(finding.presence)) or _own(finding.presence.replace("_", " "))
 
 
 def _own(words: str) -> Any:

@@ -69,7 +69,7 @@ def claims_of_truth(
 ) -> Reading:
     """The findings of an oracle that sees what was acquired; `truth` is a patient's truth.json or an imagined one."""
     series = tuple(_summary(one, number) for number, one in enumerate(truth["series"]))
-    there = {one.contrast for one in series}
+    there: set[Contrast] = {one.contrast for one in series}
     findings = [
         *_focal(truth, series, source),
         *_scattered(truth, series, source),

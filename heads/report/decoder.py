@@ -175,7 +175,9 @@ class Decoder(nn.Module):
 
     def id_of(self, word: str) -> int:
         number = self.tokenizer.token_to_id(word)
-        return self.tokenizer.token_to_id(UNKNOWN) if number is None else number
+        number = self.tokenizer.token_to_id(UNKNOWN) if number is None else number
+        assert number is not None
+        return number
 
     def encode(self, words: Sequence[str]) -> list[int]:
         return [self.id_of(word) for word in words]

@@ -87,7 +87,9 @@ class Forbid(LogitsProcessor):
         self.texts = [tokenizer.decode([*anchor, number])[alone:].lower() for number in range(size)]
         self.barred: dict[str, Tensor] = {}
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]: transformers leaves room for more arguments
+        self, input_ids: torch.LongTensor, scores: torch.FloatTensor
+    ) -> torch.FloatTensor:
         rows = []
         for ids in input_ids[:, self.start :].tolist():
             written = self.tokenizer.decode(ids).lower() if ids else ""

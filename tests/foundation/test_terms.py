@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from foundation.findings import Finding, if_seen
-from foundation.terms import PLACES, SIGNALS, TERMS, Code
+from foundation.terms import PLACES, PRESENCE, SIDES, SIGNALS, TERMS, Code
 
 # Verhoeff's dihedral code (1969), which SNOMED CT's identifiers end with: multiplication in D5 and the permutation, as rules.
 _PERMUTATION = (1, 5, 7, 6, 2, 8, 3, 0, 9, 4)
@@ -29,7 +29,7 @@ def is_whole(code: str) -> bool:
 
 CODES = [
     code for codes in (*(term.codes for term in TERMS.values()), *PLACES.values(), *SIGNALS.values()) for code in codes
-]
+] + [*SIDES.values(), *PRESENCE.values()]
 
 
 @pytest.mark.parametrize("code", [code for code in CODES if code.system == "SNOMED"], ids=lambda code: code.code)
