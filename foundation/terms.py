@@ -51,7 +51,6 @@ TERMS: dict[str, Term] = {
     "enhancing tumour": Term("actionable", _snomed("108369006", "Neoplasm"), ("T1w-contrast",)),
     "necrosis": Term("actionable", _snomed("6574001", "Necrosis"), ("T1w-contrast",)),
     "oedema": Term("actionable", _snomed("79654002", "Edema"), _WATER),
-    "lesion": Term("actionable", _snomed("52988006", "Lesion")),
     "plaque": Term("actionable", _snomed("32693004", "Demyelination"), _WATER),
     "white matter hyperintensity": Term("minor", (), _WATER),
     "acute infarct": Term("urgent", _snomed("55641003", "Infarct"), ("DWI", "ADC")),

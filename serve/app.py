@@ -114,20 +114,29 @@ class OpenStudy:
 
 
 def study_of(files: Sequence[Path], contrast: str = "unknown", subject: str = "") -> Study:
-    """The study that uploaded files make; `contrast` is of those whose name does not say.
+    """The study that uploaded files make: NIfTI files, or a zip of DICOM, or DICOM files; `contrast` is of those whose name does
+    not say.
 
     They come each from a folder of its own and are brought together, because names tell whether two subjects got mixed.
     """
     if not files:
-        raise InputError("a study has at least one series", got="no file", remedy="Drop one or several NIfTI files.")
+        raise InputError(
+            "a study has at least one series", got="no file", remedy="Drop NIfTI files, or a zip of DICOM files."
+        )
+    kinds = {"NIfTI" if is_nifti_name(file) else file.suffix.lower() for file in files}
+    if not (kinds in ({"NIfTI"}, {".dcm"}) or (kinds == {".zip"} and len(files) == 1)):
+        raise InputError(
+            "a study is NIfTI files, or one zip of DICOM, or DICOM files",
+            got=", ".join(sorted(file.name for file in files)),
+            remedy="Drop files of one kind: .nii, .nii.gz, .dcm, or a single .zip.",
+        )
     with TemporaryDirectory(dir=os.environ.get("GRADIO_TEMP_DIR")) as parent:
         folder = Path(parent) / "study"
         folder.mkdir()
         for file in files:
             place = folder / file.name
-            if place.exists() or not is_nifti_name(place):
-                remedy = "Give .nii or .nii.gz files, each with its own name."
-                raise InputError("a study is given as NIfTI files, each once", got=file.name, remedy=remedy)
+            if place.exists():
+                raise InputError("each file is given once", got=file.name, remedy="Give each file its own name.")
             try:
                 shutil.copyfile(file, place)
             except OSError as error:  # most likely it was dropped yesterday
@@ -187,7 +196,10 @@ def build_app(models: Sequence[Path], backbones: Sequence[Path] = ()) -> gr.Bloc
         with gr.Row():
             with gr.Column(scale=1, min_width=320):
                 files = gr.File(
-                    label="NIfTI files of one study", file_count="multiple", file_types=[".nii", ".gz"], height=160
+                    label="NIfTI files of one study, or a zip of DICOM",
+                    file_count="multiple",
+                    file_types=[".nii", ".gz", ".zip", ".dcm"],
+                    height=160,
                 )
                 contrast = gr.Dropdown(
                     list(CONTRASTS), value="unknown", label="Contrast of files whose name does not say"

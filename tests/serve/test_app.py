@@ -39,6 +39,7 @@ from serve.app import (
     warnings_html,
 )
 from serve.pipeline import load_models, read_study
+from tests.foundation.reading.dicom_making import write_series
 
 EVIL = "<img src=x onerror=alert(1)>"
 ORANGE = np.array([int(COLOURS[0][i : i + 2], 16) for i in (1, 3, 5)])
@@ -103,6 +104,17 @@ def test_uploaded_files_are_one_study(tmp_path: Path):
     assert study.subject == "017"
     assert study_of(files[1:]).subject == "x"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "x.nii.gz"]
+
+
+def test_dicom_comes_as_a_zip_or_as_files(tmp_path: Path):
+    made = write_series(tmp_path / "visit" / "deep")
+    packed = Path(shutil.make_archive(str(tmp_path / "visit"), "zip", tmp_path / "visit"))
+    named = [file.rename(file.with_name(f"{file.name}.dcm")) for file in made.files]
+    for files in ([packed], named):
+        (series,) = study_of(files).series
+        assert series.contrast == "T1w" and sorted(series.shape) == sorted(made.voxels.shape)
+    with pytest.raises(InputError, match="files of one kind"):
+        study_of([packed, phantom(tmp_path / "a.nii")])
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,8 @@ def test_reconstruct_passes_its_arguments(calls: list[dict[str, object]], tmp_pa
     assert cli.main(["reconstruct", str(tmp_path), "out", *options, "--mask", "random"]) == 0
     said = {"methods": ["zero-filled", "pocs"], "acceleration": 4.0, "mask": "random", "calibration": 24, "seed": 3}
     assert calls == [
-        {"input": tmp_path, "out": Path("out"), "partial_fourier": None, "model": None, "denoise": 1.0, **said}
+        {"input": tmp_path, "out": Path("out"), "partial_fourier": None, "model": None, "denoise": 1.0, "hard": False}
+        | said
     ]
 
 

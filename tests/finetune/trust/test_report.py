@@ -77,7 +77,7 @@ def trust_of(folder: Path) -> TrustReport:
 def test_every_part_answers(kind: str, make_collection, tmp_path: Path, capsys) -> None:
     """Of a classification all of them; of a segmentation those that take no time."""
     manifest = with_splits(make_collection(17, num_series=1), "tt" + "v" * 10 + "e" * 5)
-    parts = PARTS if kind == "classification" else tuple(part for part in PARTS if part not in SLOW)
+    parts = PARTS if kind == "classification" else tuple(part for part in PARTS if part not in (*SLOW, "explanations"))
     fitted = finetune(config_of(manifest, tmp_path / "run", kind))
     assert fitted.model_folder is not None and fitted.evaluation is not None
     card = (fitted.model_folder / "card.md").read_text()
@@ -100,7 +100,7 @@ def test_every_part_answers(kind: str, make_collection, tmp_path: Path, capsys) 
     assert report.conformal is not None and not report.conformal.is_by_construction
     assert [check.by for check in report.leaks.checks] == ["name", "name", "content"] and not report.leaks.overlap
     pictures = {path.name for path in (tmp_path / "out" / "trust").glob("*.png")}
-    assert pictures == {f"{part}.png" for part in parts if part not in ("leaks", "conformal")}
+    assert pictures == {f"{part}.png" for part in parts if part not in ("leaks", "conformal", "explanations")}
     maps = list((tmp_path / "out" / "trust" / "uncertainty").glob("*.nii.gz"))
     assert len(maps) == (10 if kind == "segmentation" else 0)
     if kind == "segmentation":
