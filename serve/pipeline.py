@@ -10,6 +10,7 @@ word the findings, or a writer where one is named, and then a verifier reads eac
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -244,8 +245,8 @@ def read_to_folder(
     result = read_study(
         study_from_path(study, choose, visit, deidentify=deidentify), loaded, writers=scribes, record=record
     )
-    for reason in (*reasons, *result.draft.remarks):
-        print(reason)
+    for reason, times in Counter((*reasons, *result.draft.remarks)).items():
+        print(reason if times == 1 else f"{reason} ({times} times)")
     if record is not None and all(one.model.head.reads_record is None for one in loaded):
         print("No model here reads a record: it was not used.")
     save_reading(result, out, bids=bids)

@@ -28,6 +28,8 @@ def hedge_of(finding: Finding) -> Hedge:
         return "unlikely" if chance is not None and chance >= FROM[-1][0] else "absent"
     if chance is None:
         return "possible" if finding.presence == "uncertain" else "stated"
-    least_sure: Hedge = "unlikely"
-    band = next((word for least, word in FROM if chance >= least), least_sure)
+    band: Hedge = "unlikely"
+    for least, word in reversed(FROM):
+        if chance >= least:
+            band = word
     return "possible" if finding.presence == "uncertain" and band != "unlikely" else band

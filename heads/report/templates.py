@@ -103,7 +103,7 @@ def _series_words(series: SeriesSummary) -> str:
     shape += " " if shape else ""
     spacing = " × ".join(f"{step:.3g}" for step in series.spacing_mm)
     known = [
-        words.format(value if isinstance(value, str) else f"{value:.4g}")
+        words.format(value if isinstance(value, str) else f"{value:.0f}" if value >= 1000 else f"{value:.4g}")
         for name, words in ACQUISITION_WORDS.items()
         if (value := series.acquisition.get(name)) is not None
     ]
