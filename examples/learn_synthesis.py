@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.random import default_rng
 
+from examples.measure_reconstruction import said
 from foundation.cohort.materials import BRAIN, LESIONS, shows
 from foundation.cohort.patient import CohortConfig, make_anatomy, scan_again
 from foundation.files import write_aside
@@ -35,7 +35,6 @@ from heads.synthesis.training import TrainSynthesisConfig, train_synthesis, trut
 FIRST_HEAD, HEADS = 1000, 20
 INPUTS = {"T1w, T2w, PD": ("T1w", "T2w", "PD"), "T1w, T2w": ("T1w", "T2w"), "all five": CONTRASTS}
 FITTED_ON = 3  # heads for the quadratic combination
-RESAMPLES = 2000
 
 
 def smoke() -> TrainSynthesisConfig:
@@ -156,14 +155,6 @@ def quadratic_weights(config: TrainSynthesisConfig) -> dict[str, np.ndarray]:
         )
         fitted[words] = np.linalg.lstsq(x, y, rcond=None)[0]
     return fitted
-
-
-def said(values: Sequence[float], digits: int) -> str:
-    """The mean, and the middle 95 % of the means of resampled heads."""
-    numbers = np.asarray(values)
-    means = numbers[default_rng(0).integers(len(numbers), size=(RESAMPLES, len(numbers)))].mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return f"{numbers.mean():.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def main() -> None:

@@ -27,7 +27,6 @@ from examples.ixi import REGIONS, write_ixi_manifest
 from finetune.compare import Contender, compare
 from finetune.config import FinetuneConfig
 from finetune.evaluate import Interval, bootstrap, evaluate_studies, save_evaluation
-from finetune.run import encoder_of
 from finetune.samples import read_labelled
 from foundation.cohort.materials import STRUCTURES
 from foundation.config import load_config
@@ -35,6 +34,7 @@ from foundation.encoder import Encoder, EncoderConfig
 from foundation.files import write_aside
 from foundation.reading.collection import read_manifest, write_manifest
 from foundation.reading.nifti import read_labels, read_nifti, write_labels
+from heads.adapters.folder import encoder_of
 from heads.base import load_task
 from pretrain.__main__ import pretrain
 from pretrain.config import PretrainConfig

@@ -29,7 +29,7 @@ from foundation.figures import plot_curves
 from foundation.reading.collection import read_manifest
 from foundation.training import TrainingResult, software_versions, train
 from heads._relevance import explain
-from heads.adapters.folder import Backbone, load_model, save_adapter
+from heads.adapters.folder import Backbone, encoder_of, load_model, save_adapter
 from heads.base import Scope, TaskConfig, TaskModel, save_task
 
 
@@ -203,15 +203,6 @@ def make_model(config: FinetuneConfig) -> TaskModel:
     others = [name for name, _ in model.head.named_parameters() if "record." in name] if not same_codes else []
     model.warm = frozenset(f"head.{name}" for name in model.head.adopt(start.head, but=frozenset(others)))
     return model
-
-
-def encoder_of(folder: Path) -> Encoder:
-    """The encoder of a model folder, or of a task's."""
-    if read_about(folder)["kind"] == "encoder":
-        return Encoder.load(folder)
-    encoder = load_model(folder).model.encoder
-    assert isinstance(encoder, Encoder)
-    return encoder
 
 
 def _boxes_are_small(config: FinetuneConfig, studies: list[LabelledStudy]) -> str | None:

@@ -34,18 +34,21 @@ EDGES = (-4.0, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 5.0
 ORDERS, LOG_DAYS = (4.0, 4096.0), (0.5, 24.0)
 
 
-class RecordEncoderConfig(Config):
-    """`width` is that of the image's encoder; `record_dropout` is how often a record is left out in training."""
+class RecordNetworkConfig(Config):
+    """`record_dropout` is how often a record is left out in training."""
 
-    vocabulary_size: Annotated[int, Field(ge=2)]
-    width: Annotated[int, Field(multiple_of=HEAD_DIM)] = 192
-    depth: Annotated[int, Field(ge=1)] = 2
+    width: Annotated[int, Field(multiple_of=HEAD_DIM)] = 64
+    depth: Annotated[int, Field(ge=1)] = 1
     num_tokens: Annotated[int, Field(ge=1)] = 8
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     record_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
 
 
-class RecordConfig(Config):
+class RecordEncoderConfig(RecordNetworkConfig):
+    vocabulary_size: Annotated[int, Field(ge=2)]
+
+
+class RecordConfig(RecordNetworkConfig):
     """How a head reads the patient's record beside the images.
 
     `codes` is the vocabulary, in its order. Fine-tuning fits it on the training patients before their index study, with the codes
@@ -56,12 +59,12 @@ class RecordConfig(Config):
     codes: tuple[str, ...] = ()
     min_patients: Annotated[int, Field(ge=1)] = 5
     max_events: Annotated[int, Field(ge=2)] = 256
-    width: Annotated[int, Field(multiple_of=HEAD_DIM)] = 64
-    depth: Annotated[int, Field(ge=1)] = 1
-    num_tokens: Annotated[int, Field(ge=1)] = 8
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    record_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
     image_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+    def encoder(self, vocabulary_size: int) -> RecordEncoderConfig:
+        """The record's network alone, for that many codes."""
+        network = self.model_dump(include=set(RecordNetworkConfig.model_fields))
+        return RecordEncoderConfig(vocabulary_size=vocabulary_size, **network)
 
 
 @dataclass(frozen=True)
@@ -193,16 +196,7 @@ class RecordBranch(nn.Module):
     def __init__(self, config: RecordConfig, image_width: int):
         super().__init__()
         self.config = config
-        self.encoder = RecordEncoder(
-            RecordEncoderConfig(
-                vocabulary_size=max(len(config.codes), PADDING + 2),
-                width=config.width,
-                depth=config.depth,
-                num_tokens=config.num_tokens,
-                dropout=config.dropout,
-                record_dropout=config.record_dropout,
-            )
-        )
+        self.encoder = RecordEncoder(config.encoder(max(len(config.codes), PADDING + 2)))
         self.norm = nn.LayerNorm(config.width)
         self.no_image = nn.Parameter(torch.zeros(image_width))
         self.out_features = image_width + config.width

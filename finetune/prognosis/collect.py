@@ -32,7 +32,7 @@ from foundation.progress import progress
 from foundation.reading.collection import Collection, Row, read_manifest, read_study
 from foundation.study import Contrast
 from heads._study import number_of
-from heads.adapters.folder import LoadedModel, load_model
+from heads.adapters.folder import LoadedModel, encoder_of, load_model
 from heads.base import StudyBatch, StudySample
 from heads.prognosis import Head
 from heads.segmentation import LabelMapHead
@@ -144,7 +144,7 @@ def _image_columns(
     kept = config.folder / f"images-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}.npy"
     if kept.is_file():
         return np.load(kept)
-    encoder = None if config.encoder is None else _encoder(config.encoder)
+    encoder = None if config.encoder is None else encoder_of(config.encoder).eval()
     contrasts: list[Contrast] = sorted({series.contrast for row in rows for series in row.series})
     models = [load_model(folder) for folder in measured_by]
     found = []
@@ -180,14 +180,6 @@ def brightness(prepared: PreparedStudy, contrasts: Sequence[Contrast]) -> np.nda
                 far = [np.sum(np.sign(k) * (values - middle) > abs(k) * (high - low)) * voxel_ml for k in FAR]
                 found[place] = [*quantiles, *np.log1p(far)]
     return found.ravel()
-
-
-def _encoder(folder: Path) -> Encoder:
-    if read_about(folder)["kind"] == "encoder":
-        return Encoder.load(folder).eval()
-    encoder = load_model(folder).model.encoder
-    assert isinstance(encoder, Encoder)
-    return encoder.eval()
 
 
 @torch.inference_mode()

@@ -23,7 +23,7 @@ from foundation.encoder import EncoderConfig
 from foundation.hazard import Interval
 from foundation.survival import FollowUp
 from foundation.training import fold, seeded
-from heads._record import RecordBatch, RecordConfig, RecordEncoder, RecordEncoderConfig
+from heads._record import RecordBatch, RecordConfig, RecordEncoder
 from heads.prognosis import Config as PrognosisHeadConfig
 from heads.prognosis import Head
 
@@ -226,8 +226,7 @@ class Network(nn.Module):
         self.columns = _perceptron(num_record) if num_record else None
         self.events = None
         if record is not None and num_codes:
-            settings = record.model_dump(include={"width", "depth", "num_tokens", "dropout"})
-            self.events = RecordEncoder(RecordEncoderConfig(vocabulary_size=num_codes, record_dropout=0.0, **settings))
+            self.events = RecordEncoder(record.model_copy(update={"record_dropout": 0.0}).encoder(num_codes))
         width = WIDTH if self.events is None else self.events.config.width
         self.norm = nn.LayerNorm(width)
         self.no_image = nn.Parameter(torch.zeros(WIDTH))

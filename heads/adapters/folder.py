@@ -132,6 +132,15 @@ def save_adapter(
     save_model_folder(folder, kind="adapter", config=config, state=state, card=card, provenance=provenance)
 
 
+def encoder_of(folder: Path) -> Encoder:
+    """The encoder of a model folder, or of a task's."""
+    if read_about(folder)["kind"] == "encoder":
+        return Encoder.load(folder)
+    encoder = load_model(folder).model.encoder
+    assert isinstance(encoder, Encoder)
+    return encoder
+
+
 def load_model(folder: Path, backbones: Backbones | None = None) -> LoadedModel:
     """Read a task's folder of either kind. Models that are loaded with the same `backbones` share modules, and so passes."""
     if read_about(folder)["kind"] != "adapter":

@@ -6,6 +6,7 @@ train_synthesis(TrainSynthesisConfig(), Path("runs/synthesis"))
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -74,7 +75,7 @@ class CohortViews:
         view = self.kept[known]
         view = view.some(torch.from_numpy(rng.permutation(len(view.images))[: config.slices]))
         if rng.random() < config.untold:
-            view = View(**(vars(view) | {"acquisition": torch.zeros_like(view.acquisition)}))
+            view = replace(view, acquisition=torch.zeros_like(view.acquisition))
         return view.keeping(drawn_presence(rng, config.missing))
 
     def collate(self, samples: list[View]) -> Views:
@@ -96,7 +97,7 @@ def whole_view(anatomy: Anatomy, tissues: TissueTable, config: StreamConfig, rep
     prepared = prepare_study(study, (spacing_mm,) * 3)
     view = View.of(prepared)
     maps = truth(anatomy, tissues, prepared.grid)
-    return View(**(vars(view) | {"targets": view.images, "maps": maps}))
+    return replace(view, targets=view.images, maps=maps)
 
 
 def truth(anatomy: Anatomy, tissues: TissueTable, grid: Grid) -> Float[Tensor, "slices maps rows columns"]:

@@ -4,16 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from finetune.samples import LabelledStudy
 from finetune.trust.agreement import SCANNERS, Simulated, between_scanners, feature_icc, icc, measure_agreement
 from finetune.trust.ledger import Ledger
-from foundation.encoder import Encoder, EncoderConfig
 from foundation.preprocess import prepare_study
 from foundation.reading.collection import Row, SeriesEntry
 from foundation.study import Study
-from heads import parse_head
 from heads.base import TaskModel
 
 # Shrout and Fleiss 1979, table 2: six targets, four judges.
@@ -56,18 +53,6 @@ def test_features_agree_when_scanners_do_not_matter() -> None:
     values, vectors = values[::-1][:10], vectors[:, ::-1][:, :10]
     naive = [naive_icc((flat @ vectors[:, i]).reshape(8, 2)) for i in range(10)]
     assert feature_icc(features) == pytest.approx(np.average(naive, weights=values))
-
-
-@pytest.fixture
-def model() -> TaskModel:
-    torch.manual_seed(0)
-    head = {
-        "kind": "segmentation",
-        "structures": [{"value": 1, "name": "core", "paired": False}],
-        "channels": [4, 8, 8],
-        "bottleneck": 16,
-    }
-    return TaskModel.build(Encoder(EncoderConfig(width=64, depth=1)), parse_head(head)).eval()
 
 
 def test_two_sessions_of_a_subject_are_a_pair(model: TaskModel, make_series, tmp_path: Path) -> None:

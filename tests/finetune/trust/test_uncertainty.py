@@ -16,10 +16,8 @@ from finetune.trust.uncertainty import (
     soft_dice,
     write_entropy,
 )
-from foundation.encoder import Encoder, EncoderConfig
 from foundation.preprocess import prepare_study
 from foundation.reading.collection import read_manifest, read_study
-from heads import parse_head
 from heads.base import TaskModel
 
 SPACING = (4.0, 4.0, 4.0)
@@ -61,18 +59,6 @@ def test_agreement_is_the_dice_of_each_two() -> None:
     assert pairwise_dice(maps) == pytest.approx(np.mean(values))
     assert pairwise_dice([maps[0], maps[0]]) == 1
     assert pairwise_dice([torch.zeros(2, 2, 2).long()] * 2) == 1
-
-
-@pytest.fixture
-def model() -> TaskModel:
-    torch.manual_seed(0)
-    head = {
-        "kind": "segmentation",
-        "structures": [{"value": 1, "name": "core", "paired": False}],
-        "channels": [4, 8, 8],
-        "bottleneck": 16,
-    }
-    return TaskModel.build(Encoder(EncoderConfig(width=64, depth=1)), parse_head(head)).eval()
 
 
 def test_more_looks_are_averaged_and_drawn_by_the_seed(model: TaskModel, make_collection) -> None:
