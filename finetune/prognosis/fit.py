@@ -1,8 +1,8 @@
 """One fit of one row: patients' columns in, logits of hazards out.
 
-Everything is fitted by one likelihood (`foundation/hazard.py`) and in one way: the training patients are cut into parts, each part
-is left out once, and what the models say of patients that they had not seen chooses the penalty or when to stop, and calibrates.
-A deep row has as many parts as the head has members: its models are an ensemble, whose disagreement is its band. A linear row is
+Everything is fitted by one likelihood (`foundation/hazard.py`) and in one way: the training patients are cut into parts, each
+part is left out once, and what the models say of patients that they had not seen says when to stop, and calibrates. A deep row
+has as many parts as the head has members: its models are an ensemble, whose disagreement is its band. A linear row (`linear`) is
 fitted again on all.
 """
 
@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from finetune.prognosis.linear import weights_of
 from finetune.prognosis.patients import View
 from foundation import hazard
 from foundation.encoder import EncoderConfig
@@ -30,7 +31,6 @@ from heads.prognosis import Head
 Sees = Literal["nothing", "person", "record", "image", "both"]
 
 PARTS = 5
-PENALTIES = np.geomspace(3.0, 1e5, 8)  # of squared weights of standardised columns, against a sum over patients
 LARGEST = 4.0  # standard deviations: beyond, a column says no more
 COMMONEST = 0.98  # a column that has one value in this share of patients is left out
 WIDTH = 64
@@ -73,6 +73,10 @@ class Columns:
         chosen = np.where(self.is_log, np.log1p(np.maximum(chosen, 0)), chosen)
         scaled = np.clip((chosen - self.middle) / self.spread, -LARGEST, LARGEST)
         return np.concatenate([np.nan_to_num(scaled), np.isnan(values[:, self.gaps]) - 0.5], axis=1)
+
+    def kinds(self, names: Sequence[str]) -> list[str]:
+        """What kind each number is of, given the columns'; what says that there is no value is a kind of its own."""
+        return [names[int(place)] for place in self.kept] + [f"no {names[int(place)]}" for place in self.gaps]
 
 
 def _varies(column: np.ndarray) -> bool:
@@ -152,65 +156,36 @@ Member = Callable[[View, str], Float[Tensor, " patients"]]
 def _linear(
     sees: Sees, view: View, known: Interval, parts: np.ndarray, law: Head
 ) -> tuple[list[Member], Float[Tensor, " train"]]:
-    """A weighted sum of columns that raises all hazards alike, with ridge penalties: one for the record, one for the image."""
+    """A weighted sum of columns (`linear`), fitted on all; and what it says of each part when fitted on the others."""
     blocks = _blocks(sees, view)
-    scales = [Columns.of(block) for block in blocks]
-    numbers = [torch.from_numpy(scale(block)) for scale, block in zip(scales, blocks, strict=True)]
-    chosen = [_best(one, PENALTIES[:, None] * np.ones(one.shape[1]), known, parts, law) for one in numbers]
-    penalty, outside = chosen[0]
-    joined = torch.cat(numbers, dim=1)
-    if len(blocks) > 1:
-        together = np.concatenate([one for one, _ in chosen])
-        penalty, outside = _best(joined, np.array([[0.5], [1.0], [2.0], [4.0]]) * together, known, parts, law)
-    weights = _ridge(joined, penalty, known, law)
+    scales = [Columns.of(values) for values, _ in blocks]
 
-    def say(other: View, withheld: str) -> Tensor:
-        given = [torch.from_numpy(scale(block)) for scale, block in zip(scales, _blocks(sees, other), strict=True)]
-        return torch.cat(given, dim=1) @ weights[1:] + weights[0]
+    def numbers(of: View) -> np.ndarray:
+        given = zip(scales, _blocks(sees, of), strict=True)
+        return np.concatenate([scale(values) for scale, (values, _) in given], axis=1)
 
-    return [say], outside
-
-
-def _blocks(sees: Sees, view: View) -> list[np.ndarray]:
-    return {"person": [view.person], "record": [view.record], "image": [view.image], "both": [view.record, view.image]}[
-        sees
-    ]
+    x = numbers(view)
+    kinds = [kind for scale, (_, names) in zip(scales, blocks, strict=True) for kind in scale.kinds(names)]
+    weights, penalty = weights_of(x, kinds, known, law)
+    outside = np.zeros(len(x))
+    for part in range(parts.max() + 1):
+        inside = parts != part
+        without, _ = weights_of(x[inside], kinds, known.take(torch.from_numpy(inside)), law, start=penalty)
+        outside[~inside] = x[~inside] @ without[1:] + without[0]
+    return [lambda other, withheld: torch.from_numpy(numbers(other) @ weights[1:] + weights[0])], torch.from_numpy(
+        outside
+    )
 
 
-def _best(
-    x: Tensor, penalties: Float[np.ndarray, "choices columns"], known: Interval, parts: np.ndarray, law: Head
-) -> tuple[np.ndarray, Tensor]:
-    """The penalties under which patients left out are likeliest, and their scores."""
-    found = []
-    for penalty in penalties:
-        scores = torch.zeros(len(x), dtype=torch.double)
-        for part in range(parts.max() + 1):
-            inside = torch.from_numpy(parts != part)
-            weights = _ridge(x[inside], penalty, known.take(inside), law)
-            scores[~inside] = x[~inside] @ weights[1:] + weights[0]
-        found.append((float(_likelihood(scores, known, law).sum()), penalty, scores))
-    _, penalty, scores = max(found, key=lambda one: one[0])
-    return penalty, scores
+def _blocks(sees: Sees, view: View) -> list[tuple[np.ndarray, Sequence[str]]]:
+    """Columns, and what kind each is of."""
+    person = (view.person, ["person"] * view.person.shape[1])
+    record, image = (view.record, view.record_kinds), (view.image, view.image_kinds)
+    return {"person": [person], "record": [record], "image": [image], "both": [record, image]}[sees]
 
 
 def _likelihood(scores: Tensor, known: Interval, law: Head) -> Tensor:
     return hazard.log_likelihood(law.baseline.double() + scores[:, None], law.edges.double(), known)
-
-
-def _ridge(x: Tensor, penalty: np.ndarray, known: Interval, law: Head) -> Tensor:
-    """Constant (not penalised) and weights."""
-    weights = torch.zeros(1 + x.shape[1], dtype=torch.double, requires_grad=True)
-    cost = torch.from_numpy(penalty)
-    optimiser = torch.optim.LBFGS([weights], max_iter=60, tolerance_grad=1e-4, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimiser.zero_grad()
-        value = -_likelihood(x @ weights[1:] + weights[0], known, law).sum() + 0.5 * (cost * weights[1:] ** 2).sum()
-        value.backward()
-        return value
-
-    optimiser.step(loss)
-    return weights.detach()
 
 
 # ------------------------------------------------------------------------------------------------ deep

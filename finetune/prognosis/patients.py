@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,33 +76,37 @@ class TableTrialConfig(Config):
 
 @dataclass(frozen=True)
 class View:
-    """What some patients look like to a model: columns (NaN where not known), and the record's events where there are any."""
+    """What some patients look like to a model: columns (NaN where not known) and what kind each is of, and the record's events
+    where there are any."""
 
     person: Float[np.ndarray, "patients person"]
     record: Float[np.ndarray, "patients record"]
     image: Float[np.ndarray, "patients image"]
+    record_kinds: tuple[str, ...]
+    image_kinds: tuple[str, ...]
     sequences: tuple[RecordSequence | None, ...] | None = None
     num_codes: int = 0
 
     def take(self, rows: Int[np.ndarray, " some"]) -> View:
         sequences = None if self.sequences is None else tuple(self.sequences[row] for row in rows)
-        return View(self.person[rows], self.record[rows], self.image[rows], sequences, self.num_codes)
+        columns = {name: getattr(self, name)[rows] for name in ("person", "record", "image")}
+        return replace(self, **columns, sequences=sequences)
 
     def with_records_of(self, rows: Int[np.ndarray, " patients"]) -> View:
         """Everybody with somebody else's record; age and sex go with it."""
-        other = self.take(rows)
-        return View(other.person, other.record, self.image, other.sequences, self.num_codes)
+        return replace(self.take(rows), image=self.image)
 
 
 @dataclass(frozen=True)
 class Patients:
-    """`records` are admitted events (of a collection), `columns` a table's. `oracle` holds the true log hazards, where they are
-    known: what "image" and "record" add. `notes` is what a reader of the figures must know."""
+    """`records` are admitted events (of a collection), `columns` a table's, those of `person` first. `oracle` holds the true log
+    hazards, where they are known: what "image" and "record" add. `notes` is what a reader of the figures must know."""
 
     names: tuple[str, ...]
     seen: FollowUp
     person: Float[np.ndarray, "patients person"]
     image: Float[np.ndarray, "patients image"]
+    image_kinds: tuple[str, ...]
     columns: Float[np.ndarray, "patients columns"] | None = None
     records: tuple[Admitted | None, ...] | None = None
     oracle: Mapping[str, Float[np.ndarray, " patients"]] | None = None
@@ -115,7 +119,9 @@ class Patients:
         """Everybody, through a vocabulary that only these patients were asked for."""
         if self.records is None:
             assert self.columns is not None
-            return View(self.person, self.columns, self.image)
+            num = self.person.shape[1]
+            kinds = ("person",) * num + ("record",) * (self.columns.shape[1] - num)
+            return View(self.person, self.columns, self.image, kinds, self.image_kinds)
         known = [one for row in fitted_on if (one := self.records[row]) is not None]
         reading = config.record
         minimum, longest = (5, 256) if reading is None else (reading.min_patients, reading.max_events)
@@ -127,7 +133,7 @@ class Patients:
         table = tabulate([one for one in self.records if one is not None], vocabulary)
         record = np.full((len(self), len(table.names)), np.nan)
         record[there] = table.values
-        return View(self.person, record, self.image, sequences, len(vocabulary))
+        return View(self.person, record, self.image, table.kinds, self.image_kinds, sequences, len(vocabulary))
 
 
 def from_table(config: TableConfig) -> Patients:
@@ -158,7 +164,8 @@ def from_table(config: TableConfig) -> Patients:
             f"Asked at '{config.landmark}', after the images: {later} count as known. No forecast from the images' day."
         )
     seen = FollowUp.of(np.array([times[name] for name in usable]), np.array(events) > 0)
-    return Patients(tuple(usable), seen, person, image, columns=record, notes=tuple(notes))
+    kinds = ("image",) * image.shape[1]
+    return Patients(tuple(usable), seen, person, image, kinds, columns=record, notes=tuple(notes))
 
 
 def _read(path: Path, key: str) -> dict[str, dict[str, str]]:

@@ -6,15 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from scipy.optimize import minimize
 
 from finetune.prognosis import fit as fitting
-from finetune.prognosis.fit import Columns, fit, parts_of
-from finetune.prognosis.patients import Patients, View
+from finetune.prognosis.fit import Columns, parts_of
+from finetune.prognosis.patients import Patients
 from finetune.prognosis.rows import ROWS, Row, run_trial
-from foundation import hazard
-from foundation.hazard import Interval
 from foundation.survival import FollowUp
 from foundation.training import fold
 from heads.prognosis import Config
@@ -31,14 +27,14 @@ def patients(num: int = 240, seed: int = 0) -> Patients:
     score = 1.1 * record[:, 0] + 1.1 * image[:, 0]
     event, lost = rng.exponential(250 * np.exp(-score)), rng.uniform(50, 700, num)
     seen = FollowUp.of(np.minimum(event, lost), event <= lost)
-    return Patients(tuple(map(str, range(num))), seen, person, image, columns=np.hstack([person, record]))
+    kinds = ("image",) * 3
+    return Patients(tuple(map(str, range(num))), seen, person, image, kinds, columns=np.hstack([person, record]))
 
 
 @pytest.fixture(autouse=True, scope="module")
 def quicker():
-    """Fewer penalties and epochs: annotations are checked at every call here, and the patients' law is simple."""
+    """Fewer parts and epochs: annotations are checked at every call here, and the patients' law is simple."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fitting, "PENALTIES", np.array([3.0, 100.0]))
         patch.setattr(fitting, "PARTS", 3)
         patch.setattr(fitting, "EPOCHS", 12)
         yield
@@ -84,33 +80,12 @@ def test_no_patient_is_predicted_from_its_own_outcome() -> None:
         here = np.flatnonzero((parts == 0) & (some.seen.is_observed == observed))
         time[here] = time[here[::-1]]
     changed = Patients(
-        some.names, FollowUp.of(time, some.seen.is_observed), some.person, some.image, columns=some.columns
+        some.names, FollowUp.of(time, some.seen.is_observed), some.person, some.image, some.image_kinds, some.columns
     )
     again = run_trial(changed, CONFIG, rows=[ROWS[0], *rows], folds=2, seed=4)
     for row in rows:
         assert np.array_equal(first.said[row.title].survival[parts == 0], again.said[row.title].survival[parts == 0])
         assert not np.array_equal(first.said[row.title].survival, again.said[row.title].survival)
-
-
-def test_ridge_is_the_minimum_that_scipy_finds() -> None:
-    some = patients(80)
-    view = View(some.person, np.zeros((80, 0)), some.image)
-    found, _ = fit("image", False, view, np.arange(80), some.seen, CONFIG, seed=0)
-    law, x = found.law, torch.from_numpy(Columns.of(some.image)(some.image))
-    known = Interval.of(some.seen, law.edges)
-    score = (found.logits[:, 0] - law.baseline - law.shift)[:, 0] / law.slope
-    costs = []
-    for penalty in fitting.PENALTIES:
-
-        def cost(weights: np.ndarray, penalty: float = penalty) -> float:
-            logits = law.baseline + (x @ torch.from_numpy(weights[1:]) + weights[0])[:, None]
-            return float(
-                -hazard.log_likelihood(logits, law.edges, known).sum() + penalty / 2 * (weights[1:] ** 2).sum()
-            )
-
-        best = minimize(cost, np.zeros(1 + x.shape[1]))
-        costs.append(np.abs(x.numpy() @ best.x[1:] + best.x[0] - score.numpy()).max())
-    assert min(costs) < 2e-3  # it is the solution for one of the penalties
 
 
 def test_columns_take_their_scale_from_training_rows_alone() -> None:
@@ -124,6 +99,7 @@ def test_columns_take_their_scale_from_training_rows_alone() -> None:
         and scale.is_log.tolist() == [False, True, False]
         and scale.gaps.tolist() == [3]
     )
+    assert scale.kinds(["a", "b", "c", "d"]) == ["a", "b", "d", "no d"]
     assert numbers.shape == (60, 4) and numbers[:, 0].mean() == pytest.approx(0, abs=1e-9)
     assert (numbers[:20, 2] == 0).all() and set(numbers[:, 3]) == {-0.5, 0.5}
     other = values.copy()
