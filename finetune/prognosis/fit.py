@@ -17,9 +17,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from finetune.prognosis.linear import weights_of
+from finetune.prognosis.linear import Law, weights_of
 from finetune.prognosis.patients import View
-from foundation import hazard
 from foundation.encoder import EncoderConfig
 from foundation.hazard import Interval
 from foundation.survival import FollowUp
@@ -39,10 +38,10 @@ EPOCHS, PATIENCE, BATCH, RATE, DECAY = 40, 6, 64, 2e-3, 0.1
 
 @dataclass(frozen=True)
 class Fit:
-    """`logits` of every patient given, `(patients, members, bins)`, and the law whose bins they are of."""
+    """What the law makes of every patient given, and the law whose bins and causes these logits are of."""
 
     law: Head
-    logits: Float[Tensor, "patients members bins"]
+    logits: Float[Tensor, "patients members logits"]
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def fit(
     config: PrognosisHeadConfig,
     *,
     seed: int,
-) -> tuple[Fit, Callable[[View, str], Float[Tensor, "patients members bins"]]]:
+) -> tuple[Fit, Callable[[View, str], Float[Tensor, "patients members logits"]]]:
     """Fit to the `train` rows of the view (`seen` is theirs) and say what of all rows; and a function that says it of other views,
     with the "record" or the "image" withheld if so asked, which only a deep row of both has practised."""
     law = _law(config, seen)
@@ -126,37 +125,34 @@ def fit(
     if is_deep:
         members, outside = _deep(sees, view.take(train), known, parts, law, config, seed)
     else:
-        members, outside = _linear(sees, view.take(train), known, parts, law)
-    base = law.baseline.double()
-    law.calibrate((base + outside[:, None])[:, None], Interval.of(seen, law.edges.double()))
+        members, outside = _linear(sees, view.take(train), seen, parts, law)
+    law.calibrate(law.logits_of(outside)[:, None], known)
 
     def say(other: View, withheld: str) -> Tensor:
-        scores = torch.stack([one(other, withheld) for one in members], dim=1)
-        return base + law.shift.double() + law.slope.double() * scores[..., None]
+        return law.logits_of(torch.stack([one(other, withheld) for one in members], dim=1))
 
     return Fit(law, say(view, "")), say
 
 
 def _law(config: PrognosisHeadConfig, seen: FollowUp) -> Head:
     """The bins and the hazards of an average training patient; of the head only these are used."""
-    law = Head(EncoderConfig(width=WIDTH, depth=1), config.model_copy(update={"record": None, "members": 1})).double()
-    edges = hazard.quantile_edges(seen, config.num_bins)
-    law.edges.copy_(torch.from_numpy(edges))
-    law.baseline.copy_(torch.from_numpy(hazard.baseline_logits(seen, edges)))
-    law.num_patients.fill_(len(seen))
+    alone = config.model_copy(update={"record": None, "members": 1, "hazards": "proportional"})
+    law = Head(EncoderConfig(width=WIDTH, depth=1), alone).double()
+    law.learn_bins(seen)
     return law
 
 
-Member = Callable[[View, str], Float[Tensor, " patients"]]
+Member = Callable[[View, str], Float[Tensor, "patients causes"]]
 
 
 # ------------------------------------------------------------------------------------------------ linear
 
 
 def _linear(
-    sees: Sees, view: View, known: Interval, parts: np.ndarray, law: Head
-) -> tuple[list[Member], Float[Tensor, " train"]]:
-    """A weighted sum of columns (`linear`), fitted on all; and what it says of each part when fitted on the others."""
+    sees: Sees, view: View, seen: FollowUp, parts: np.ndarray, law: Head
+) -> tuple[list[Member], Float[Tensor, "train causes"]]:
+    """A weighted sum of columns (`linear`) for every cause, the others being losses, fitted on all; and what it says of each part
+    when fitted on the others."""
     blocks = _blocks(sees, view)
     scales = [Columns.of(values) for values, _ in blocks]
 
@@ -166,13 +162,17 @@ def _linear(
 
     x = numbers(view)
     kinds = [kind for scale, (_, names) in zip(scales, blocks, strict=True) for kind in scale.kinds(names)]
-    weights, penalty = weights_of(x, kinds, known, law)
-    outside = np.zeros(len(x))
-    for part in range(parts.max() + 1):
-        inside = parts != part
-        without, _ = weights_of(x[inside], kinds, known.take(torch.from_numpy(inside)), law, start=penalty)
-        outside[~inside] = x[~inside] @ without[1:] + without[0]
-    return [lambda other, withheld: torch.from_numpy(numbers(other) @ weights[1:] + weights[0])], torch.from_numpy(
+    weights, outside = [], np.zeros((len(x), law.config.num_causes))
+    for cause, baseline in enumerate(law.by_cause(law.baseline).unbind(dim=-1)):
+        one, known = Law(baseline, law.edges), Interval.of(seen.lost_to_others(cause), law.edges)
+        on_all, penalty = weights_of(x, kinds, known, one)
+        weights.append(on_all)
+        for part in range(parts.max() + 1):
+            inside = parts != part
+            without, _ = weights_of(x[inside], kinds, known.take(torch.from_numpy(inside)), one, start=penalty)
+            outside[~inside, cause] = x[~inside] @ without[1:] + without[0]
+    together = np.stack(weights, axis=1)
+    return [lambda other, withheld: torch.from_numpy(numbers(other) @ together[1:] + together[0])], torch.from_numpy(
         outside
     )
 
@@ -184,17 +184,14 @@ def _blocks(sees: Sees, view: View) -> list[tuple[np.ndarray, Sequence[str]]]:
     return {"person": [person], "record": [record], "image": [image], "both": [record, image]}[sees]
 
 
-def _likelihood(scores: Tensor, known: Interval, law: Head) -> Tensor:
-    return hazard.log_likelihood(law.baseline.double() + scores[:, None], law.edges.double(), known)
-
-
 # ------------------------------------------------------------------------------------------------ deep
 
 
 class Network(nn.Module):
-    """Image and record each to a vector, side by side, and a number of their own each; what is missing has a learned vector."""
+    """Image and record each to a vector, side by side, and numbers of their own, one for each cause; what is missing has a learned
+    vector."""
 
-    def __init__(self, num_image: int, num_record: int, record: RecordConfig | None, num_codes: int):
+    def __init__(self, num_image: int, num_record: int, record: RecordConfig | None, num_codes: int, num_causes: int):
         super().__init__()
         self.dropouts = (0.3, 0.1) if record is None else (record.record_dropout, record.image_dropout)
         self.image = _perceptron(num_image) if num_image else None
@@ -206,12 +203,12 @@ class Network(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.no_image = nn.Parameter(torch.zeros(WIDTH))
         self.no_record = nn.Parameter(torch.zeros(width))
-        self.answer = nn.Linear(WIDTH + width, 1)
+        self.answer = nn.Linear(WIDTH + width, num_causes)
         nn.init.zeros_(self.answer.weight)
 
     def forward(
         self, image: Tensor | None, columns: Tensor | None, events: RecordBatch | None, num: int
-    ) -> Float[Tensor, " patients"]:
+    ) -> Float[Tensor, "patients causes"]:
         seen = self._left(num, self.dropouts[1], image is not None and self.image is not None)
         there = self._left(num, self.dropouts[0], columns is not None or events is not None)
         pooled, record = self.no_image.expand(num, -1), self.no_record.expand(num, -1)
@@ -222,7 +219,7 @@ class Network(nn.Module):
             record = torch.where((there & events.is_real.any(dim=1))[:, None], found, self.no_record)
         elif self.columns is not None and columns is not None:
             record = torch.where(there[:, None], self.columns(columns), self.no_record)
-        return self.answer(torch.cat([pooled, record], dim=1))[:, 0]
+        return self.answer(torch.cat([pooled, record], dim=1))
 
     def _left(self, num: int, rate: float, is_there: bool) -> Tensor:
         """Who is not left out this time; only what has something beside it is ever left out."""
@@ -238,7 +235,7 @@ def _perceptron(num: int) -> nn.Sequential:
 
 def _deep(
     sees: Sees, view: View, known: Interval, parts: np.ndarray, law: Head, config: PrognosisHeadConfig, seed: int
-) -> tuple[list[Member], Float[Tensor, " train"]]:
+) -> tuple[list[Member], Float[Tensor, "train causes"]]:
     """One network per part, which tells it when to stop."""
     sees_image, sees_record = sees in ("image", "both"), sees in ("record", "both")
     image = Columns.of(view.image) if sees_image else None
@@ -253,14 +250,14 @@ def _deep(
         )
 
     given, members = inputs(view, ""), []
-    outside = torch.zeros(len(parts), dtype=torch.double)
+    outside = torch.zeros(len(parts), config.num_causes, dtype=torch.double)
     for part in range(parts.max() + 1):
         inside, left_out = np.flatnonzero(parts != part), np.flatnonzero(parts == part)
         num_image, num_record = (0 if one is None else one.shape[1] for one in (given.image, given.columns))
         with torch.random.fork_rng():
             torch.manual_seed(fold(seed, 82, part))
             record = config.record if view.sequences is not None and sees_record else None
-            network = Network(num_image, num_record, record, view.num_codes)
+            network = Network(num_image, num_record, record, view.num_codes, config.num_causes)
             _train(network, given, known, law, inside, left_out, fold(seed, 83, part))
         outside[left_out] = given.said_by(network, left_out)
         members.append(lambda other, withheld, network=network: inputs(other, withheld).said_by(network))
@@ -293,17 +290,20 @@ def _train(
     """AdamW until the part left out has not become likelier for `PATIENCE` epochs; the best weights are kept."""
     optimiser = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY)
     best, waited, state = -np.inf, 0, network.state_dict()
+    outside = known.take(torch.from_numpy(left_out))
     for epoch in range(EPOCHS):
         network.train()
         order = inside[torch.randperm(len(inside), generator=seeded(seed, epoch)).numpy()]
         for start in range(0, len(order), BATCH):
             rows = order[start : start + BATCH]
-            likely = _likelihood(network(*given.of(rows)).double(), known.take(torch.from_numpy(rows)), law)
+            likely = law.log_likelihood(
+                law.logits_of(network(*given.of(rows)).double()), known.take(torch.from_numpy(rows))
+            )
             optimiser.zero_grad()
             (-likely.mean()).backward()
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimiser.step()
-        likely = _likelihood(given.said_by(network, left_out), known.take(torch.from_numpy(left_out)), law)
+        likely = law.log_likelihood(law.logits_of(given.said_by(network, left_out)), outside)
         value = float(likely.mean())
         if value > best:
             best, waited = value, 0

@@ -9,15 +9,16 @@ fit and without cross-validation. What a kind is worth is so found out together 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.linalg import cho_factor, cho_solve
+from torch import Tensor
 
 from foundation import hazard
 from foundation.hazard import Interval
-from heads.prognosis import Head
 
 LEAST, MOST = 0.3, 1e5  # what a penalty may be: the latter is silence
 PLAIN, DETAIL = 30.0, 1e4  # where it starts: what repeats the plain kinds in other words has to earn its place
@@ -28,11 +29,19 @@ FASTEST = 4.0
 FLATTEST = 1e-6  # curvature of one patient's log likelihood, which may fail to be concave where an interval spans bins
 
 
+@dataclass(frozen=True)
+class Law:
+    """The hazards of an average patient, which a score moves all together: the logits of the bins between `edges`."""
+
+    baseline: Float[Tensor, " bins"]
+    edges: Float[Tensor, " edges"]
+
+
 def weights_of(
     x: Float[np.ndarray, "patients columns"],
     kinds: Sequence[str],
     known: Interval,
-    law: Head,
+    law: Law,
     *,
     start: Mapping[str, float] | None = None,
 ) -> tuple[Float[np.ndarray, " weights"], dict[str, float]]:
@@ -86,17 +95,16 @@ def _turn(x: Float[np.ndarray, "patients columns"]) -> Float[np.ndarray, "column
 
 
 def _newton(
-    x: np.ndarray, cost: np.ndarray, known: Interval, law: Head, weights: np.ndarray
+    x: np.ndarray, cost: np.ndarray, known: Interval, law: Law, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The weights of the largest penalised likelihood, looked for from `weights`, and their variances there."""
-    base, edges = law.baseline.double(), law.edges.double()
 
-    def at(weights: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, float]:
+    def at(weights: np.ndarray) -> tuple[Tensor, Tensor, float]:
         scores = torch.from_numpy(x @ weights).requires_grad_()
-        likely = hazard.log_likelihood(base + scores[:, None], edges, known).sum()
+        likely = hazard.log_likelihood(law.baseline + scores[:, None], law.edges, known).sum()
         return scores, likely, float(likely.detach()) - 0.5 * float((cost * weights**2).sum())
 
-    def bend(scores: torch.Tensor, likely: torch.Tensor, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def bend(scores: Tensor, likely: Tensor, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which way is up, and how the penalised likelihood bends there."""
         (slope,) = torch.autograd.grad(likely, scores, create_graph=True)
         (curve,) = torch.autograd.grad(

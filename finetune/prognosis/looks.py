@@ -26,7 +26,7 @@ from foundation.files import sha256, write_aside
 from foundation.preprocess import PreparedStudy, prepare_study
 from foundation.progress import progress
 from foundation.reading.collection import Row, read_study
-from foundation.reading.nifti import is_nifti_name, nifti_stem
+from foundation.reading.nifti import nifti_stem
 from foundation.study import Contrast
 from heads.adapters.folder import LoadedModel, encoder_of, load_model
 from heads.base import StudyBatch, StudySample
@@ -95,11 +95,7 @@ def _content(row: Row, root: Path) -> str:
     parts = []
     for series in row.series:
         path = root / series.path
-        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-        if is_nifti_name(path):
-            files.append(path.with_name(f"{nifti_stem(path)}.json"))
-        if series.removed is not None:
-            files.append(root / series.removed)
+        files = [path, path.with_name(f"{nifti_stem(path)}.json"), *([root / series.removed] if series.removed else [])]
         parts.append([series.contrast, *(sha256(file) for file in files if file.is_file())])
     return _short(json.dumps(parts))
 

@@ -31,7 +31,8 @@ MOST_KINDS = 12  # of a column of words: more are a name, not a kind
 
 
 class TableConfig(Config):
-    """CSV files joined by their `id` column; `time` in days, `observed` 1 where it was the event.
+    """CSV files joined by their `id` column; `time` in days, `observed` 1 where it was the event, `cause` which of the
+    head's causes it was.
 
     `age` and `sex` are the columns of the plainest row. `record` and `image` name columns, with * for any text, that were known
     when the images were made; `later` those of the record that were not, which only a `landmark` lets in.
@@ -41,6 +42,7 @@ class TableConfig(Config):
     id: str
     time: str
     observed: str
+    cause: str | None = None
     age: str
     sex: str
     record: tuple[str, ...] = ()
@@ -136,13 +138,16 @@ class Patients:
         return View(self.person, record, self.image, table.kinds, self.image_kinds, sequences, len(vocabulary))
 
 
-def from_table(config: TableConfig) -> Patients:
-    """The rows of the first file that the others have too and whose outcome is known."""
+def from_table(config: TableConfig, causes: Sequence[str] = ()) -> Patients:
+    """The rows of the first file that the others have too and whose outcome is known; `causes` exclude each other."""
     tables = [_read(path, config.id) for path in config.files]
     names = [name for name in tables[0] if all(name in other for other in tables[1:])]
     merged = {name: {key: value for table in tables for key, value in table[name].items()} for name in names}
     known = list(next(iter(merged.values()))) if merged else []
-    for name in (config.time, config.observed, config.age, config.sex):
+    if bool(causes) != (config.cause is not None):
+        got = f"head.causes={list(causes)}, table.cause={config.cause}"
+        raise InputError("causes have names and a column", got=got, remedy="Set both, or neither.")
+    for name in filter(None, (config.time, config.observed, config.cause, config.age, config.sex)):
         if name not in known:
             raise InputError(
                 "a named column is in the table", got=repr(name), remedy=did_you_mean(name, known), file=config.files[0]
@@ -163,7 +168,15 @@ def from_table(config: TableConfig) -> Patients:
         notes.append(
             f"Asked at '{config.landmark}', after the images: {later} count as known. No forecast from the images' day."
         )
-    seen = FollowUp.of(np.array([times[name] for name in usable]), np.array(events) > 0)
+    which = None
+    if config.cause is not None:
+        said = [row[config.cause].strip() for row in rows]
+        unknown = sorted({one for one, event in zip(said, events, strict=True) if event > 0 and one not in causes})
+        if unknown:
+            got, remedy = ", ".join(map(repr, unknown)), f"There are {', '.join(causes)}."
+            raise InputError("an event has one of the head's causes", got=got, remedy=remedy, file=config.files[0])
+        which = np.array([causes.index(one) if one in causes else 0 for one in said])
+    seen = FollowUp.of(np.array([times[name] for name in usable]), np.array(events) > 0, cause=which)
     kinds = ("image",) * image.shape[1]
     return Patients(tuple(usable), seen, person, image, kinds, columns=record, notes=tuple(notes))
 

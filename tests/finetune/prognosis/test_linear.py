@@ -5,14 +5,10 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from finetune.prognosis.fit import _law
-from finetune.prognosis.linear import MOST, weights_of
+from finetune.prognosis.linear import MOST, Law, weights_of
 from foundation import hazard
 from foundation.hazard import Interval
 from foundation.survival import FollowUp
-from heads.prognosis import Config
-
-CONFIG = Config(horizons_days=(100.0,), num_bins=6)
 
 
 def simulated(x: np.ndarray, weights: np.ndarray, seed: int):
@@ -20,8 +16,9 @@ def simulated(x: np.ndarray, weights: np.ndarray, seed: int):
     rng = np.random.default_rng(seed)
     event, lost = rng.exponential(250 * np.exp(-x @ weights)), rng.uniform(50, 700, len(x))
     seen = FollowUp.of(np.minimum(event, lost), event <= lost)
-    law = _law(CONFIG, seen)
-    return law, Interval.of(seen, law.edges.double())
+    edges = hazard.quantile_edges(seen, 6)
+    law = Law(torch.from_numpy(hazard.baseline_logits(seen, edges)), torch.from_numpy(edges))
+    return law, Interval.of(seen, law.edges)
 
 
 def test_the_weights_are_the_minimum_that_scipy_finds() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from finetune.prognosis import fit as fitting
+from finetune.prognosis.command import table
 from finetune.prognosis.fit import Columns, parts_of
 from finetune.prognosis.patients import Patients
 from finetune.prognosis.rows import ROWS, Row, run_trial
@@ -135,3 +136,43 @@ table:
         assert (tmp_path / "out" / picture).stat().st_size > 5000
     assert main(["prognosis", str(tmp_path / "config.yaml"), "--rows", "both linear"]) == 2
     assert "row" in capsys.readouterr().err
+
+
+def test_competing_risks_have_figures_of_their_own_and_kept_cells_are_not_fitted_again(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """The record moves the first cause and the image the second."""
+    rng = np.random.default_rng(8)
+    num = 300
+    person = np.column_stack([rng.normal(60, 10, num), rng.integers(0, 2, num)]).astype(float)
+    record, image = rng.normal(size=(num, 1)), rng.normal(size=(num, 2))
+    event = rng.exponential(400 * np.exp(-1.3 * np.column_stack([record[:, 0], image[:, 0]])))
+    lost = rng.uniform(50, 700, num)
+    time, which = np.minimum(event.min(axis=1), lost), event.argmin(axis=1)
+    seen = FollowUp.of(time, time < lost, cause=which)
+    kinds, names = ("image",) * 2, tuple(map(str, range(num)))
+    some = Patients(names, seen, person, image, kinds, columns=np.hstack([person, record]))
+    config = CONFIG.model_copy(update={"causes": ("first", "second"), "horizons_days": (100.0, 200.0)})
+    wanted = [
+        ROWS[0],
+        *(row for row in ROWS if row.title in ("record only, linear", "image only, linear", "both, deep")),
+    ]
+    trial = run_trial(some, config, rows=wanted, folds=2, seed=1, kept=tmp_path)
+    figures = {row.title: row.figures for row in trial.rows}
+    only = {title: [one[f"concordance of {cause}"] for cause in config.causes] for title, one in figures.items()}
+    assert [one.mean for one in only["Kaplan-Meier only"]] == [0.5, 0.5]
+    assert only["record only, linear"][0].low > 0.65 > only["record only, linear"][1].mean
+    assert only["image only, linear"][1].low > 0.65 > only["image only, linear"][0].mean
+    assert min(one.low for one in only["both, deep"]) > 0.6
+    assert figures["record only, linear"]["Brier skill of first"].low > 0
+    assert figures["Kaplan-Meier only"]["Brier skill of second"].mean == 0
+    said = trial.said["both, deep"]
+    assert said.incidence.sum(axis=0) + said.survival == pytest.approx(np.ones_like(said.survival))
+    text = table(trial, "two")
+    assert "| concordance of second |" in text and "| Aalen-Johansen only |" in text
+
+    monkeypatch.setattr("finetune.prognosis.rows.fit", None)
+    again = run_trial(some, config, rows=wanted, folds=2, seed=1, kept=tmp_path)
+    assert table(again, "two") == text
+    with pytest.raises(TypeError):  # another seed is another cut: those cells are not there, and fitting was taken away
+        run_trial(some, config, rows=wanted, folds=2, seed=2, kept=tmp_path)
