@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, metavar="FOLDER")
     parser.add_argument("--folder", type=Path, default=Path("runs/embedded"))
     parser.add_argument("--out", type=Path, default=EMBEDDED)
-    parser.add_argument("--subjects", type=int, default=200)
+    parser.add_argument("--subjects", type=int, default=90)
     parser.add_argument("--only", nargs="+", choices=list(STEPS), default=list(STEPS))
     arguments = parser.parse_args()
     for name in arguments.only:
@@ -94,7 +94,7 @@ def quality(arguments: argparse.Namespace) -> None:
 def adapter(task: str, arguments: argparse.Namespace, overrides: Sequence[str], *, about: str) -> None:
     """Fit a task on the backbone as it is stored, so that the hash which its adapter asks for is that of the stored one."""
     manifest, folder = cohort(arguments), arguments.folder / task
-    backbone = arguments.out / "models" / BACKBONE
+    backbone = arguments.out / BACKBONE
     here = [f"data.manifest={manifest}", f"folder={folder}", f"encoder={backbone}", *overrides]
     if not (folder / "adapter" / "config.json").is_file():
         finetune(load_config(FinetuneConfig, CONFIGS / "finetune" / f"{task}.yaml", here))
@@ -114,7 +114,7 @@ def publish(fitted: Path, arguments: argparse.Namespace, manifest: Path, *, abou
     name = config.get("task", config)["name"]
     if "backbone" in config:
         config["backbone"]["path"] = BACKBONE  # it lies beside the adapter, wherever both are
-    out, scored = arguments.out / "models" / name, arguments.folder / "scores" / name
+    out, scored = arguments.out / name, arguments.folder / "scores" / name
     shrink_model_folder(fitted, out, config=config, card=SYNTHETIC)
     print(f"\n{name}, as stored, on {measured_on}:")
     evaluate_to_folder(name, manifest, scored, model=out, split="test")
