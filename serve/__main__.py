@@ -74,11 +74,14 @@ def _parser() -> argparse.ArgumentParser:
         "--deidentify", action="store_true", help="let no DICOM output name the patient: pseudonym and new UIDs"
     )
     _add_choice(read)
+    _add_writers(read)
     read.add_argument(
-        "--writer", dest="writers", type=Path, action="append", default=[], metavar="DIR",
-        help="who words the report: a folder of report-train, or of a language model; repeat from best to plainest",
+        "--ehr", type=Path, metavar="RECORD",
+        help="the patient's FHIR record, for the report's indication and history and for models that read one",
     )  # fmt: skip
-    read.add_argument("--ehr", type=Path, metavar="RECORD", help="the patient's FHIR record, for models that read one")
+    read.add_argument(
+        "--record-words", action="store_true", help="quote the request's own words too; they may name the patient"
+    )
     read.add_argument("--study-uid", metavar="UID", help="the study's name in the record (default: its only MR study)")
     read.add_argument("--at", metavar="TIME", help="when the study began, if the record does not say")
     _add_models(read)
@@ -100,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("current", type=Path, metavar="CURRENT", help="the later one")
     compare.add_argument("out", type=Path, metavar="OUT", help="a new folder")
     compare.add_argument("--same-patient", action="store_true", help="though the studies are named differently")
+    _add_writers(compare)
     _add_models(compare)
 
     adapter = command(
@@ -317,6 +321,13 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
         help="which DICOM series, as larmor dicom labels them; the first is the one that masks are drawn on",
     )  # fmt: skip
     parser.add_argument("--visit", type=int, metavar="N", help="which DICOM visit, where there are several")
+
+
+def _add_writers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--writer", dest="writers", type=Path, action="append", default=[], metavar="DIR",
+        help="who words the report: a folder of report-train, or of a language model; repeat from best to plainest",
+    )  # fmt: skip
 
 
 def _add_models(parser: argparse.ArgumentParser) -> None:

@@ -12,12 +12,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from ehr.features import RecordSequence, sequence_of
+from ehr.history import history_of, indication_of, num_without_name
 from ehr.index import Admitted, admit, index_of
 from ehr.output import VERSIONS, checked, report_bundle
 from ehr.record import read_records
@@ -106,7 +107,8 @@ def read_study(
 ) -> StudyReading:
     """Let every model look at the study. A model that was not made for such a study is not asked: its findings say so.
 
-    `record` is what may be known of the patient when the study begins; models that read records get it in their own codes.
+    `record` is what may be known of the patient when the study begins; models that read records get it in their own codes, and the
+    report its indication and history.
     Models that look at the same series on the same grid are asked together, and what their encoders share runs once. What no
     acquired contrast can show is not assessed, whatever a model says of it. Without `writers` templates word the findings.
     """
@@ -117,7 +119,7 @@ def read_study(
     ]
     study = study.measured
     if blank := _blank(study):
-        return _non_diagnostic(study, models, blank)
+        return _with_record(_non_diagnostic(study, models, blank), record, writers)
     said: dict[str, HeadReading] = {}
     rests_on: dict[str, np.ndarray] = {}
     views: dict[tuple[object, ...], tuple[PreparedStudy, list[LoadedModel]]] = {}
@@ -162,7 +164,23 @@ def read_study(
             *(f"{one.config.name}: {one.config.caution}" for one in models if one.config.caution),
         ),
     )
-    return StudyReading(study, reading, write_report(reading, writers), masks, rests_on)
+    return _with_record(StudyReading(study, reading, Draft(()), masks, rests_on), record, writers)
+
+
+def _with_record(result: StudyReading, record: Admitted | None, writers: Sequence[Writer]) -> StudyReading:
+    """The reading with what the record says of the patient, put into words."""
+    reading = result.reading
+    if record is not None:
+        unnamed = num_without_name(record)
+        held = f"The record holds {unnamed} diagnoses that are not named here." if unnamed else None
+        reading = reading.model_copy(
+            update={
+                "indication": indication_of(record),
+                "findings": (*reading.findings, *history_of(record)),
+                "warnings": (*reading.warnings, *filter(None, [held])),
+            }
+        )
+    return replace(result, reading=reading, draft=write_report(reading, writers))
 
 
 def _what_rests_where(loaded: LoadedModel, said: HeadReading, prepared: PreparedStudy) -> dict[str, np.ndarray]:
@@ -194,12 +212,17 @@ def _non_diagnostic(study: Study, models: Sequence[LoadedModel], why: str) -> St
         models=tuple(_used(one) for one in models),
         warnings=(f"Non-diagnostic: {why}.",),
     )
-    return StudyReading(study, reading, write_report(reading), {})
+    return StudyReading(study, reading, Draft(()), {})
 
 
-def record_before(bundle: Path, *, study_uid: str | None = None, at: str | None = None) -> Admitted:
-    """What a patient's record says that was known when the study began; the study is its only MR study unless it is named."""
-    record = read_records(bundle).only()
+def record_before(
+    bundle: Path, *, study_uid: str | None = None, at: str | None = None, words: bool = False
+) -> Admitted:
+    """What a patient's record says that was known when the study began; the study is its only MR study unless it is named.
+
+    With `words` its free text is kept, of which a report quotes the request's.
+    """
+    record = read_records(bundle, free_text=words).only()
     return admit(record, index_of(record, study_uid=study_uid, at=at))
 
 
@@ -221,6 +244,7 @@ def read_to_folder(
     ehr: Path | None = None,
     study_uid: str | None = None,
     at: str | None = None,
+    record_words: bool = False,
     bids: bool = False,
     deidentify: bool = False,
 ) -> None:
@@ -231,11 +255,11 @@ def read_to_folder(
         raise InputError(
             "OUT is a new folder or an earlier reading", got=out, remedy="Name another folder; nothing was written."
         )
-    if ehr is None and (study_uid or at):
+    if ehr is None and (study_uid or at or record_words):
         raise InputError(
-            "--study-uid and --at say which study of a record it is", got="no --ehr", remedy="Add --ehr FILE."
+            "--study-uid, --at and --record-words are about a record", got="no --ehr", remedy="Add --ehr FILE."
         )
-    record = None if ehr is None else record_before(ehr, study_uid=study_uid, at=at)
+    record = None if ehr is None else record_before(ehr, study_uid=study_uid, at=at, words=record_words)
     loaded = load_models(models, backbones)
     if not loaded:
         print(
@@ -248,7 +272,7 @@ def read_to_folder(
     for reason, times in Counter((*reasons, *result.draft.remarks)).items():
         print(reason if times == 1 else f"{reason} ({times} times)")
     if record is not None and all(one.model.head.reads_record is None for one in loaded):
-        print("No model here reads a record: it was not used.")
+        print("No model here reads a record: it gave the report its indication and history, and nothing else.")
     save_reading(result, out, bids=bids)
     for path in sorted(file for file in out.rglob("*") if file.is_file()):
         print(f"wrote {path}")

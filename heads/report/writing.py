@@ -94,7 +94,7 @@ def stream_report(
     style = style or Style()
     statements = plan(reading, style)
     fixed = [
-        *(one for one in opening(reading) if not one.finding_ids),
+        *(one for one in opening(reading) if one.section != "Indication" or not one.finding_ids),
         *unworded(reading, statements),
         *closing(reading),
     ]
