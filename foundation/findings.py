@@ -209,8 +209,8 @@ class PriorStudy(Config):
 class Reading(Config):
     """Everything that was found in one study, by which models, with which reservations.
 
-    `indication` is why the study was asked for: names of the request's coded reasons, or its words where they may be used. Only with
-    a `prior` may anything be compared.
+    `indication` is why the study was asked for: names of the request's coded reasons, or its words where they may be used. Only
+    with a `prior` may anything be compared.
     """
 
     subject: str

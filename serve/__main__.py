@@ -143,6 +143,10 @@ def _parser() -> argparse.ArgumentParser:
     learn.add_argument("out", type=Path, metavar="OUT", help="a new folder, or one to continue in")
     learn.add_argument("--from", dest="start", type=Path, metavar="DIR", help="fit this language model, by LoRA")
     learn.add_argument(
+        "--images", type=Path, metavar="COHORT", help="learn on these patients instead, whose images it sees too"
+    )
+    learn.add_argument("--encoder", type=Path, metavar="DIR", help="the frozen encoder that it sees images through")
+    learn.add_argument(
         "--set", dest="overrides", nargs="+", default=[], metavar="KEY=VALUE", help="as training.steps=300"
     )
 

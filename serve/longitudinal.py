@@ -105,7 +105,7 @@ def compare_command(
             got=f"'{names[0]}' and '{names[1]}'",
             remedy="Use --same-patient if they are.",
         )
-    scribes, reasons = load_writers(writers)
+    scribes, reasons = load_writers(writers, backbones)
     readings = [read_study(study, loaded) for study in studies]
     result = compare(readings[0], readings[1])
     reading = with_prior(result, scribes)
@@ -185,7 +185,7 @@ def with_prior(result: Comparison, writers: Sequence[Writer] = ()) -> StudyReadi
     )
     findings = tuple(_changed(one, there.get(one.id)) for one in result.current.reading.findings)
     reading = result.current.reading.model_copy(update={"prior": prior, "findings": findings})
-    return replace(result.current, reading=reading, draft=write_report(reading, writers))
+    return replace(result.current, reading=reading, draft=write_report(reading, writers, study=result.current.study))
 
 
 def _changed(finding: Finding, before: Finding | None) -> Finding:

@@ -180,7 +180,7 @@ def _with_record(result: StudyReading, record: Admitted | None, writers: Sequenc
                 "warnings": (*reading.warnings, *filter(None, [held])),
             }
         )
-    return replace(result, reading=reading, draft=write_report(reading, writers))
+    return replace(result, reading=reading, draft=write_report(reading, writers, study=result.study))
 
 
 def _what_rests_where(loaded: LoadedModel, said: HeadReading, prepared: PreparedStudy) -> dict[str, np.ndarray]:
@@ -265,7 +265,7 @@ def read_to_folder(
         print(
             "No model was named and none is in runs/demo/models: nothing in the images is assessed. `make demo` makes one."
         )
-    scribes, reasons = load_writers(writers)
+    scribes, reasons = load_writers(writers, backbones)
     result = read_study(
         study_from_path(study, choose, visit, deidentify=deidentify), loaded, writers=scribes, record=record
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from numpy.random import default_rng
 
 from foundation.cohort.claims import claims_of_truth, doubt, imagine_truth, with_prior
 from foundation.findings import Reading
+from foundation.study import Study
 from heads.report.phrasing import phrase
 from heads.report.plan import Statement, Style
 
@@ -32,10 +34,20 @@ class Reader:
     def __init__(self, mistakes: str = ""):
         self.mistakes, self.asked = mistakes, 0
 
+    def look(self, study: Study) -> None:
+        return None
+
     def write(
-        self, statements: Sequence[Statement], style: Style, *, seed: int = 0, temperature: float = 0.0
-    ) -> list[str]:
+        self,
+        statements: Sequence[Statement],
+        style: Style,
+        *,
+        seed: int = 0,
+        temperature: float = 0.0,
+        images: Any = None,
+    ) -> Iterator[tuple[int, str]]:
         self.asked += len(statements)
-        texts = [phrase(one, style, default_rng(7)) for one in statements]
         spoilt = self.mistakes and (temperature == 0 or self.mistakes == "always")
-        return [f"no abscess , {text}" if spoilt else text for text in texts]
+        for place, one in reversed(list(enumerate(statements))):
+            text = phrase(one, style, default_rng(7))
+            yield place, f"no abscess , {text}" if spoilt else text
