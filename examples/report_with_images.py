@@ -41,7 +41,7 @@ def main() -> None:
     training = TrainingConfig(
         steps=asked.steps, batch_size=4, learning_rate=2e-3, warmup_steps=20, weight_decay=0.01, precision="fp32"
     )
-    config = LearnConfig(width=96, depth=3, hidden=256, vocabulary_from=400, training=training, images=images)
+    config = LearnConfig(width=96, depth=2, hidden=192, vocabulary_from=200, training=training, images=images)
     decoder, _ = train_decoder(config, asked.out)
     album = Album(images.model_copy(update={"split": "test", "hidden": 0.0}))
     number = min(asked.patients, len(album))

@@ -27,7 +27,7 @@ COMMANDS = {
     "fewshot": "finetune.fewshot:fewshot_command",
     "prognosis": "finetune.prognosis.command:prognosis_command",
     "serve": "serve.app:launch",
-    "cohort": "ehr.command:cohort_command",
+    "cohort": "serve.cohort:cohort_command",
     "record": "ehr.command:record_command",
     "prepare": "foundation.store.command:prepare_command",
     "reconstruct": "heads.reconstruction.command:reconstruct_command",
@@ -219,6 +219,9 @@ def _parser() -> argparse.ArgumentParser:
     cohort.add_argument("--maps", action="store_true", default=None, help="T1, T2 and ADC maps too")
     cohort.add_argument("--raw", action="store_true", default=None, help="multi-coil k-space of a few slices too")
     cohort.add_argument("--record", default="mixed", help="FHIR records: R4, R5, mixed or none (default: %(default)s)")
+    cohort.add_argument(
+        "--report", default="any", choices=["any", "none"], help="a reader's report too, in any style (default: any)"
+    )
     cohort.add_argument("--processes", type=int, help="how many at a time (default: every core)")
 
     record = command("record", "say in counts what a patient's FHIR record holds; writes nothing unless told where")

@@ -49,21 +49,22 @@ def test_an_image_chooses_between_words_that_the_claims_leave_open(tiny_decoder:
     torch.manual_seed(0)
     decoder = Decoder(tiny_decoder.config.model_copy(update={"sight": SIGHT}))
     statement = next(one for one in plan(imagined(1)) if one.kind == "absent")
-    texts = ("no c1 is seen .", "there is no evidence of mass .")
+    texts = ("no evidence of mass .", "the images are negative for mass .")
     pairs = [decoder.sample(statement, Style(), text) for text in texts]
     features = [torch.randn(1, 6, 24), torch.randn(1, 8, 24)]
     optimizer = torch.optim.Adam(decoder.parameters(), lr=1e-2)
     right, swapped = Seen.of(features, [1, 1]), Seen.of(features[::-1], [1, 1])
+    decoder(decoder.collate(pairs))["loss"].backward()  # what stands for no image learns too
     for step in range(30):
-        optimizer.zero_grad()
-        loss = decoder(decoder.collate(pairs, right))["loss"] + 0.1 * decoder(decoder.collate(pairs))["loss"]
-        loss.backward()
+        decoder(decoder.collate(pairs, right))["loss"].backward()
         if step == 0:
-            assert all(one.grad is not None and one.grad.any() for one in decoder.resampler.parameters())  # pyright: ignore[reportOptionalMemberAccess]
+            assert decoder.resampler is not None
+            assert all(one.grad is not None and one.grad.any() for one in decoder.resampler.parameters())
         optimizer.step()
+        optimizer.zero_grad()
     with torch.no_grad():
-        losses = [float(decoder(decoder.collate(pairs, one))["loss"]) for one in (right, None, swapped)]
-    assert losses[0] < 0.3 < losses[1] < losses[2], losses
+        losses = [float(decoder(decoder.collate(pairs, one))["loss"]) for one in (right, swapped)]
+    assert losses[0] < 0.1 and losses[1] > 0.5, losses
 
 
 @pytest.fixture
