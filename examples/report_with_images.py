@@ -4,7 +4,8 @@
 
 COHORT is a folder of `larmor cohort`, ENCODER a pretrained encoder's. The decoder is trained on the cohort's `train` patients, a
 part of the time with the images hidden, and measured on its `test` patients: how well it foresees a synthetic reader's words (nats
-per word, share of words right), and how many of its sentences the image changes. Differences are paired; intervals resample patients.
+per word, share of words right), and how many of its sentences the image changes. Differences are paired; intervals resample
+patients.
 """
 
 from __future__ import annotations

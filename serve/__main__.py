@@ -156,7 +156,10 @@ def _parser() -> argparse.ArgumentParser:
     scored.add_argument(
         "--writer", dest="writers", type=Path, action="append", default=[], metavar="DIR", help="as for read"
     )
-    scored.add_argument("--noise", type=float, default=0.1, help="how wrong the imitated reader is (default: 0.1)")
+    _add_models(scored)
+    scored.add_argument("--split", help="with --model, only this split of the cohort's manifest")
+    scored.add_argument("--studies", type=int, metavar="N", help="with --model, only the first N")
+    scored.add_argument("--noise", type=float, help="without --model, how wrong the imitated reader is (default: 0.1)")
     scored.add_argument("--seed", type=int, default=0, help="of its errors (default: %(default)s)")
 
     fewshot = command("fewshot", "fit a task in every way with few labels and many; writes a table and a curve")

@@ -3,9 +3,10 @@
     write_reports(Path("cohort"), seed=0)
 
     cohort/sub-00007/report.txt            the report
-    cohort/sub-00007/report-truth.json     the reader's style and seed, the claims that the text makes, and which sentence makes which
+    cohort/sub-00007/report-truth.json     the reader's style and seed, the claims, and which sentence makes which of them
 
-Without a record a report tells no history. A patient's reader depends on the seed and the patient's name alone: the same command writes the same texts again.
+Without a record a report tells no history. A patient's reader depends on the seed and the patient's name alone: the same command
+writes the same texts again.
 """
 
 from __future__ import annotations
