@@ -50,8 +50,8 @@ class UnrolledConfig(Config):
     U-Net (or several in a row) that has the zero-filled image and never sees the samples again.
     """
 
-    cascades: Annotated[int, Field(ge=1)] = 4
-    channels: Annotated[int, Field(ge=NORM_GROUPS, multiple_of=NORM_GROUPS)] = 16
+    cascades: Annotated[int, Field(ge=1)] = 3
+    channels: Annotated[int, Field(ge=NORM_GROUPS, multiple_of=NORM_GROUPS)] = 12
     start_steps: Annotated[int, Field(ge=1)] = 6
     data_steps: Annotated[int, Field(ge=1)] = 3
     context: bool = True
@@ -128,15 +128,16 @@ class Unrolled(nn.Module):
         back = operator.adjoint(scan.kspace)
         seen = self._seen(scan)
         image, unexplained = back, torch.zeros_like(back)
+        penalty = None
         if self.config.unrolled:
             image, unexplained = unexplained, back
             penalty = self.penalty(context).float().exp()
         for number, refine in enumerate(self.refine):
-            if self.config.unrolled:
+            if penalty is not None:
                 steps = self.config.data_steps if number else self.config.start_steps
                 image = image + solve_normal(operator, unexplained, steps, penalty[number])
             image = image + as_complex(refine(as_real(image, unexplained), context, seen))
-            if self.config.unrolled:
+            if penalty is not None:
                 unexplained = back - operator.normal(image)
         if hard:
             image = hold_to_samples(image, scan, operator)

@@ -22,7 +22,6 @@ from foundation.checkpoint import load_model_folder
 from foundation.cohort.raw import simulate_raw
 from foundation.cohort.stream import StreamConfig, shared_stream
 from foundation.config import Config, save_config
-from foundation.encoder import EncoderConfig
 from foundation.errors import did_you_mean
 from foundation.raw import RawData
 from foundation.study import CONTRASTS
@@ -54,21 +53,21 @@ class TrainReconstructionConfig(Config):
     `beside` are other networks that learn from the same scans in the same steps, to compare with.
     """
 
-    network: UnrolledConfig = UnrolledConfig(encoder=EncoderConfig(width=128, depth=2), encoder_rate=0.3)
+    network: UnrolledConfig = UnrolledConfig()
     beside: dict[str, UnrolledConfig] = Field(default_factory=dict)
     start: Path | None = None
     training: TrainingConfig = TrainingConfig(
         steps=2000,
         batch_size=1,
-        learning_rate=2e-3,
-        warmup_steps=50,
+        learning_rate=3e-3,
+        warmup_steps=30,
         weight_decay=0.0,
         clip_norm=10.0,
         ema_decay=0.99,
-        checkpoint_every=100,
+        checkpoint_every=50,
     )
     cohort: StreamConfig = StreamConfig(subjects=24, contrasts=("T1w", "T2w", "FLAIR"), missing_series=0.0)
-    variants: Annotated[int, Field(ge=1)] | None = 10
+    variants: Annotated[int, Field(ge=1)] | None = 5
     num_slices: Annotated[int, Field(ge=1)] = 3
     num_coils: tuple[int, int] = (4, 8)
     noise: tuple[float, float] = (0.005, 0.04)
