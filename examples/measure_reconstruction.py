@@ -45,10 +45,13 @@ from foundation.raw import RawData
 from foundation.reconstruction.command import Solve, Undersampling, compare, write_result
 from foundation.reconstruction.methods import reconstruct
 from foundation.reconstruction.metrics import errors
+from foundation.study import Study
 from foundation.training import fold
+from heads.adapters.folder import LoadedModel, load_model
 from heads.reconstruction.command import LEARNED, LearnedMethod
 from heads.reconstruction.network import Unrolled
 from heads.reconstruction.tasks import TASKS, draw_task
+from serve.pipeline import read_study
 
 Row = dict[str, Any]
 CLASSICAL = ("zero-filled", "cg-sense", "l1-wavelet")
@@ -71,9 +74,11 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="of the method that is called learned")
     parser.add_argument("--also", nargs="*", default=[], metavar="NAME=MODEL", help="other models, as further rows")
     parser.add_argument("--heads", type=int, default=20, help="of each family (default: %(default)s)")
+    parser.add_argument("--whole-heads", type=int, default=5, help="of them, for 'structures' (default: %(default)s)")
     parser.add_argument("--families", nargs="*", default=list(FAMILIES), help="(default: both)")
     parser.add_argument("--parts", nargs="*", default=["table", "lesions", "tasks", "structures", "real"])
     parser.add_argument("--spacing", type=float, default=2.0, help="of the heads, mm (default: %(default)s)")
+    parser.add_argument("--segmenter", type=Path, help="a segmentation model of whole heads, for 'structures'")
     parser.add_argument("--data", type=Path, help="with the kspace_* folders; without it nothing real is measured")
     chosen = parser.parse_args()
     models = {} if chosen.model is None else {LEARNED: chosen.model}
@@ -88,19 +93,25 @@ def main() -> None:
         "lesions": every,
         "tasks": {name: method for name, method in learnt.items() if name == LEARNED},
     }
+    if chosen.segmenter is not None:
+        methods["structures"] = methods["table"]
+        segmenter = load_model(chosen.segmenter)
     measure: dict[str, Callable[[Held, Any], Iterable[Row]]] = {
         "table": table_rows,
         "lesions": lesion_rows,
         "tasks": task_rows,
+        "structures": lambda held, method: structure_rows(held, method, segmenter),
     }
     chosen.out.mkdir(parents=True, exist_ok=True)
     rows = chosen.out / "rows.jsonl"
     done = {(row["family"], row["head"], row["part"], row["method"]) for row in read_rows(rows)}
-    parts = [part for part in chosen.parts if part in measure]
+    parts = [part for part in chosen.parts if part in methods]
     for number in progress_over(range(chosen.heads)):
         for family in chosen.families:
             held = Held(number, family, chosen.spacing)
             for part in parts:
+                if part == "structures" and number >= chosen.whole_heads:
+                    continue
                 for name, method in methods[part].items():
                     if (family, number, part, name) in done:
                         continue
@@ -124,6 +135,10 @@ class Held:
     @cached_property
     def raw(self) -> RawData:
         return held_out_scan(self.number, self.family, self.spacing_mm)
+
+    @cached_property
+    def whole(self) -> RawData:
+        return whole_head(self)
 
     @cached_property
     def accelerated(self) -> dict[tuple[str, int], RawData]:
@@ -295,6 +310,37 @@ def standing_out(image: Float[np.ndarray, "rows columns"], spacing_mm: float) ->
     return ndimage.correlate(image, disc / disc.sum() - ring / ring.sum(), mode="nearest")
 
 
+# ------------------------------------------------------------------------------------------------ structures
+
+
+def whole_head(held: Held) -> RawData:
+    """A T1w scan of a head from top to bottom, in slices of about the pixels' width."""
+    config = CohortConfig(spacing_mm=held.spacing_mm, family=held.family)  # pyright: ignore[reportArgumentType]
+    anatomy, tissues = make_anatomy(config, FIRST_HEAD + held.number)
+    rng = default_rng(fold(held.number, 13))
+    return simulate_raw(anatomy, tissues, "T1w", rng, num_slices=None, num_coils=COILS, noise=NOISE)
+
+
+def structure_rows(held: Held, solve: Solve, segmenter: LoadedModel) -> Iterator[Row]:
+    """Dice of what a frozen model finds in the reconstruction with what it finds in the noise-free image, R = 4."""
+    raw = held.whole
+    kept = raw.keep(undersampling(raw, "equispaced", 4, held.number).draw(raw))
+    found, wanted = (outlined(raw, image, segmenter) for image in (solve(kept), target_of(raw)))
+    values = [value for value in np.unique(wanted) if value]
+    dice = [
+        2 * float(((found == one) & (wanted == one)).sum() / ((found == one).sum() + (wanted == one).sum()))
+        for one in values
+    ]
+    yield {"dice": float(np.mean(dice)), "least": min(dice), "structures": len(values)}
+
+
+def outlined(raw: RawData, image: Float[torch.Tensor, "slices rows columns"], segmenter: LoadedModel) -> np.ndarray:
+    series = replace(raw.series(image, "T1w"), contrast="T1w")
+    said = read_study(Study("held", (series,)), [segmenter])
+    (mask,) = said.masks.values()
+    return mask.labels
+
+
 # ------------------------------------------------------------------------------------------------ other tasks
 
 
@@ -377,6 +423,7 @@ def tables(rows: Sequence[Row]) -> list[str]:
             ("table", doubt_table),
             ("lesions", lesion_table),
             ("tasks", task_table),
+            ("structures", structure_table),
         ):
             mine = [row for row in rows if row["family"] == family and row["part"] == part]
             if mine:
@@ -413,6 +460,15 @@ def lesion_table(rows: Sequence[Row], title: str) -> list[str]:
         counts = [str(sum(row[name] for row in found)) for name in ("lesions", "missed", "invented")]
         followed = said([share for row in found for share in row["followed"]], 2)
         lines.append(f"| {method} | {' | '.join(counts)} | {followed} |")
+    return lines
+
+
+def structure_table(rows: Sequence[Row], title: str) -> list[str]:
+    lines = [f"| {title}, R = 4 | mean Dice | of the worst structure |", "|---|---|---|"]
+    for method, found in group(rows, "method").items():
+        lines.append(
+            f"| {method} | {' | '.join(said([row[name] for row in found], 3) for name in ('dice', 'least'))} |"
+        )
     return lines
 
 

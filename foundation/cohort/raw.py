@@ -47,7 +47,7 @@ def simulate_raw(
     contrast: str,
     generator: Generator,
     *,
-    num_slices: int = 6,
+    num_slices: int | None = 6,
     num_coils: int = 8,
     acceleration: float = 4.0,
     mask: str = "equispaced",
@@ -57,7 +57,8 @@ def simulate_raw(
 ) -> RawData:
     """Axial slices, evenly spaced, complete and noisy; `planned` says which columns an accelerated scan would have kept.
 
-    They begin at the same place of every head, or `anywhere`, so that a head shows other slices each time.
+    They begin at the same place of every head, or `anywhere`, so that a head shows other slices each time. None is the
+    whole head, every other slice.
 
     `noise` is the standard deviation of each channel's real and imaginary part over the mean signal of the head. Up to
     `spots` in each slice are brighter or darker than the head has them: small things that are nowhere else.
@@ -66,11 +67,14 @@ def simulate_raw(
     protocol = replace(protocol, artefact=None, voxel_mm=tuple(anatomy.spacing_mm.tolist()), tilt_deg=(0.0, 0.0, 0.0))
     protocol = nulled(protocol, tissues)
     signal = head_image(anatomy, protocol, tissues, generator)
-    brain = np.argwhere(shows(anatomy.labels, BRAIN))[:, 2]
-    low, high = np.quantile(brain, [0.2, 0.8])
-    step = max(1, round((high - low) / max(1, num_slices - 1)))
-    first = round(low) + (int(generator.integers(-step // 2, step // 2 + 1)) if anywhere else 0)
-    chosen = list(range(first, min(signal.shape[2], first + num_slices * step), step))
+    if num_slices is None:
+        step, chosen = 2, list(range(0, signal.shape[2], 2))
+    else:
+        brain = np.argwhere(shows(anatomy.labels, BRAIN))[:, 2]
+        low, high = np.quantile(brain, [0.2, 0.8])
+        step = max(1, round((high - low) / max(1, num_slices - 1)))
+        first = round(low) + (int(generator.integers(-step // 2, step // 2 + 1)) if anywhere else 0)
+        chosen = list(range(first, min(signal.shape[2], first + num_slices * step), step))
     height, width = (2 * int(n / FINER / 2) for n in signal.shape[:2])
     sigma = noise * typical_signal(signal)
     middle = (signal.shape[2] - 1) / 2
