@@ -51,7 +51,7 @@ class UnrolledConfig(Config):
     """
 
     cascades: Annotated[int, Field(ge=1)] = 3
-    channels: Annotated[int, Field(ge=NORM_GROUPS, multiple_of=NORM_GROUPS)] = 12
+    channels: Annotated[int, Field(ge=NORM_GROUPS, multiple_of=NORM_GROUPS)] = 16
     start_steps: Annotated[int, Field(ge=1)] = 6
     data_steps: Annotated[int, Field(ge=1)] = 3
     context: bool = True

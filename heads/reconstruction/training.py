@@ -22,6 +22,7 @@ from foundation.checkpoint import load_model_folder
 from foundation.cohort.raw import simulate_raw
 from foundation.cohort.stream import StreamConfig, shared_stream
 from foundation.config import Config, save_config
+from foundation.encoder import EncoderConfig
 from foundation.errors import did_you_mean
 from foundation.raw import RawData
 from foundation.study import CONTRASTS
@@ -53,13 +54,13 @@ class TrainReconstructionConfig(Config):
     `beside` are other networks that learn from the same scans in the same steps, to compare with.
     """
 
-    network: UnrolledConfig = UnrolledConfig()
+    network: UnrolledConfig = UnrolledConfig(encoder=EncoderConfig(width=64, depth=2), encoder_rate=0.3)
     beside: dict[str, UnrolledConfig] = Field(default_factory=dict)
     start: Path | None = None
     training: TrainingConfig = TrainingConfig(
-        steps=2000,
+        steps=1200,
         batch_size=1,
-        learning_rate=3e-3,
+        learning_rate=2e-3,
         warmup_steps=30,
         weight_decay=0.0,
         clip_norm=10.0,
