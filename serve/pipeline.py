@@ -1,6 +1,6 @@
 """From a study to a reading: the only path, for the command line and the page alike.
 
-    larmor read scan.nii.gz out --model runs/demo/models/structures
+    larmor read scan.nii.gz out
     larmor read visit/ out --model runs/prognosis/model --ehr bundle.json
 
 Every model runs on the study, or says why it does not; what they find becomes typed findings; templates
@@ -159,6 +159,7 @@ def read_study(
         warnings=(
             *_warnings(study),
             *unseen,
+            *(remark for one in models for remark in said[one.config.name].remarks),
             *(f"{one.config.name}: {one.config.caution}" for one in models if one.config.caution),
         ),
     )
@@ -238,9 +239,7 @@ def read_to_folder(
     record = None if ehr is None else record_before(ehr, study_uid=study_uid, at=at)
     loaded = load_models(models, backbones)
     if not loaded:
-        print(
-            "No model was named and none is in runs/demo/models: nothing in the images is assessed. `make demo` makes one."
-        )
+        print("No model was named and $LARMOR_MODELS holds none: nothing in the images is assessed.")
     scribes, reasons = load_writers(writers)
     result = read_study(
         study_from_path(study, choose, visit, deidentify=deidentify), loaded, writers=scribes, record=record

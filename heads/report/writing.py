@@ -17,6 +17,7 @@ from typing import Protocol, runtime_checkable
 from foundation.checkpoint import read_about
 from foundation.errors import InputError
 from foundation.findings import Finding, Reading
+from heads.base import model_folders
 from heads.report import SECTIONS, Draft, Sentence
 from heads.report.plan import Statement, Style, plan
 from heads.report.slots import UnfilledSlot, fill
@@ -38,15 +39,20 @@ class Writer(Protocol):
 
 
 def load_writers(folders: Sequence[Path]) -> tuple[list[Writer], list[str]]:
-    """The writers in these folders, best first, and why any of them cannot be used; without one, templates remain."""
+    """The writers in these folders, best first, or the default one; and why any cannot be used. Without one, templates remain."""
     writers: list[Writer] = []
     reasons: list[str] = []
-    for folder in folders:
+    for folder in folders or default_writers():
         try:
             writers.append(load_writer(folder))
         except InputError as error:
             reasons.append(f"{folder} does not write: {error}")
     return writers, reasons
+
+
+def default_writers() -> list[Path]:
+    """The small decoders among the models that are used when none is named."""
+    return [folder for folder in model_folders() if read_about(folder)["kind"] == "report"]
 
 
 def load_writer(folder: Path) -> Writer:
