@@ -1,7 +1,7 @@
 """What a learned reconstruction is worth beside the classical methods: python -m examples.measure_reconstruction OUT
 
     python -m examples.measure_reconstruction runs/measured --model runs/compare/model \\
-        --also U-Net=runs/compare/unet unconditioned=runs/compare/untold --data DATA --segmenter runs/heads/model
+        --also U-Net=runs/compare/unet unconditioned=runs/compare/untold --data DATA
 
 On heads that were not trained on, of the family trained on and of the one held apart (other fields, times, lesion shapes,
 slice thickness), 8 coils, against the noise-free image:
@@ -10,7 +10,7 @@ slice thickness), 8 coils, against the noise-free image:
     lesions      lesions put into the measurement: missed ones, and invented ones, at R = 4
     doubt        whether errors are as large as the network expects
     tasks        what else it was trained for: partial Fourier, noise, a small matrix, thick slices, ghosts, motion
-    structures   whether the segmentation model --segmenter finds in whole heads what it finds in the complete scan
+    structures   whether a segmentation model (--segmenter) finds in whole heads what it finds in the noise-free image
     real         real k-space of --data, with pictures
 
 Each method's figures of each head are appended to OUT/rows.jsonl, so that a stopped run continues and further models can be
@@ -48,6 +48,7 @@ from foundation.reconstruction.metrics import errors
 from foundation.study import Study
 from foundation.training import fold
 from heads.adapters.folder import LoadedModel, load_model
+from heads.base import EMBEDDED
 from heads.reconstruction.command import LEARNED, LearnedMethod
 from heads.reconstruction.network import Unrolled
 from heads.reconstruction.tasks import TASKS, draw_task
@@ -78,7 +79,7 @@ def main() -> None:
     parser.add_argument("--families", nargs="*", default=list(FAMILIES), help="(default: both)")
     parser.add_argument("--parts", nargs="*", default=["table", "lesions", "tasks", "structures", "real"])
     parser.add_argument("--spacing", type=float, default=2.0, help="of the heads, mm (default: %(default)s)")
-    parser.add_argument("--segmenter", type=Path, help="a segmentation model of whole heads, for 'structures'")
+    parser.add_argument("--segmenter", type=Path, default=EMBEDDED / "brain-structures", help="(default: %(default)s)")
     parser.add_argument("--data", type=Path, help="with the kspace_* folders; without it nothing real is measured")
     chosen = parser.parse_args()
     models = {} if chosen.model is None else {LEARNED: chosen.model}
@@ -92,10 +93,9 @@ def main() -> None:
         "table": {name: every[name] for name in (*classical, *learnt)},
         "lesions": every,
         "tasks": {name: method for name, method in learnt.items() if name == LEARNED},
+        "structures": {name: every[name] for name in every if name != "l1-wavelet"},  # a minute a head
     }
-    if chosen.segmenter is not None:
-        methods["structures"] = methods["table"]
-        segmenter = load_model(chosen.segmenter)
+    segmenter = load_model(chosen.segmenter)
     measure: dict[str, Callable[[Held, Any], Iterable[Row]]] = {
         "table": table_rows,
         "lesions": lesion_rows,
