@@ -3,8 +3,8 @@
     StaticDecoder(model).generate(prompts, allowed, end=..., longest=72)
 
 A token of a small model is a few hundred microseconds of arithmetic and, in transformers' generate, milliseconds of Python. Here
-the projections of a block are joined, keys and values are written in place, and nothing is allocated per token but the scores. A
-test holds its scores against transformers' own.
+the projections of a block are joined, queries and keys are rotated together as complex numbers, and keys and values are written
+into a cache of fixed size. A test holds what it writes against transformers' own.
 """
 
 from __future__ import annotations
@@ -32,12 +32,16 @@ class StaticDecoder:
         self.blocks = []
         for layer in model.model.layers:
             attention, mlp = layer.self_attn, layer.mlp
-            biases = [getattr(attention, name).bias for name in ("q_proj", "k_proj", "v_proj")]
+            maps = attention.q_proj, attention.k_proj, attention.v_proj
+            weights = [self._paired(maps[0].weight), self._paired(maps[1].weight), maps[2].weight]
+            biases = [one.bias for one in maps]
+            if biases[0] is not None:
+                biases[:2] = [self._paired(one) for one in biases[:2]]
             assert attention.o_proj.bias is None and mlp.up_proj.bias is None
             self.blocks.append(
                 (
                     layer.input_layernorm.weight,
-                    torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]),
+                    torch.cat(weights),
                     None if biases[0] is None else torch.cat(biases),
                     attention.o_proj.weight,
                     layer.post_attention_layernorm.weight,
@@ -46,8 +50,15 @@ class StaticDecoder:
                 )
             )
         positions = torch.arange(config.max_position_embeddings)[None]
-        cos, sin = model.model.rotary_emb(self.embedding[:1][None], positions)
-        self.cos, self.sin = cos[0], sin[0]  # (positions, head_dim)
+        cos, sin = model.model.rotary_emb(self.embedding[:1][None].float(), positions)
+        half = self.head_dim // 2
+        self.turns = torch.complex(cos[0, :, :half], sin[0, :, :half])  # (positions, half a head)
+
+    def _paired(self, rows: Tensor) -> Tensor:
+        """A projection's rows with those that rotate together side by side, so that they are one complex number. The products of
+        queries and keys are the same in any order."""
+        heads = rows.unflatten(0, (-1, 2, self.head_dim // 2))
+        return heads.transpose(1, 2).reshape(rows.shape)
 
     @property
     def num_bytes(self) -> int:
@@ -56,7 +67,7 @@ class StaticDecoder:
         return blocks + self.out.numel() * self.out.element_size()
 
     def _start(self, batch: int, length: int) -> None:
-        shape = (len(self.blocks), 2, batch, self.kv_heads, length, self.head_dim)
+        shape = (len(self.blocks), 2, batch, length, self.kv_heads, self.head_dim)
         self.cache = torch.zeros(shape, dtype=self.embedding.dtype)
 
     def _forward(
@@ -65,22 +76,22 @@ class StaticDecoder:
         """Scores after the last word; the words go into the cache from `first` on, `place` is where each stands in its sentence."""
         batch, number, _ = x.shape
         last = first + number
-        cos, sin = self.cos[place][:, None], self.sin[place][:, None]
-        half = self.head_dim // 2
-        widths = (self.heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * self.head_dim)
+        turn = self.turns[place][:, :, None]
+        rotated = self.heads + self.kv_heads
         for index, (norm1, qkv, bias, output, norm2, gate_up, down) in enumerate(self.blocks):
             h = F.linear(F.rms_norm(x, norm1.shape, norm1, self.eps), qkv, bias)
-            q, k, v = (part.view(batch, number, -1, self.head_dim).transpose(1, 2) for part in h.split(widths, dim=-1))
-            q = q * cos + torch.cat([-q[..., half:], q[..., :half]], dim=-1) * sin
-            k = k * cos + torch.cat([-k[..., half:], k[..., :half]], dim=-1) * sin
+            h = h.view(batch, number, rotated + self.kv_heads, self.head_dim)
+            pairs = torch.view_as_complex(h[:, :, :rotated].float().unflatten(-1, (-1, 2)))
+            qk = torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
             keys, values = self.cache[index]
-            keys[:, :, first:last], values[:, :, first:last] = k, v
+            keys[:, first:last], values[:, first:last] = qk[:, :, self.heads :], h[:, :, rotated:]
             seen = F.scaled_dot_product_attention(
-                q, keys[:, :, :last], values[:, :, :last], attn_mask=mask, enable_gqa=self.kv_heads != self.heads
-            )
-            x = x + F.linear(seen.transpose(1, 2).reshape(batch, number, -1), output)
+                qk[:, :, : self.heads].transpose(1, 2), keys[:, :last].transpose(1, 2), values[:, :last].transpose(1, 2),
+                attn_mask=mask, enable_gqa=self.kv_heads != self.heads,
+            )  # fmt: skip
+            x = x + F.linear(seen.transpose(1, 2).flatten(2), output)
             gate, up = F.linear(F.rms_norm(x, norm2.shape, norm2, self.eps), gate_up).chunk(2, dim=-1)
-            x = x + F.linear(F.silu(gate) * up, down)
+            x = x + F.linear(F.silu(gate).mul_(up), down)
         return F.linear(F.rms_norm(x[:, -1], self.norm.shape, self.norm, self.eps), self.out)
 
     def generate(

@@ -77,7 +77,11 @@ def model(images: Path, tmp_path: Path) -> Path:
     """Untrained: what it finds is noise, and that it is what the report says of the images is real."""
     collection = read_manifest(images / "manifest.jsonl")
     prepared = [prepare_study(read_study(row, collection.root), (4.0, 4.0, 4.0)) for row in collection.rows]
-    values = {"kind": "segmentation", "structures": [{"value": 1, "name": "tumour", "paired": True}], "channels": [4, 4, 4]}
+    values = {
+        "kind": "segmentation",
+        "structures": [{"value": 1, "name": "tumour", "paired": True}],
+        "channels": [4, 4, 4],
+    }
     torch.manual_seed(0)
     config = EncoderConfig(width=64, depth=1)
     head = parse_head(values)
