@@ -28,7 +28,7 @@ from heads.report.writing import write_report
 WORDS, FEW = 32, 8
 LARGE = LlamaConfig(
     vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-    num_key_value_heads=3, max_position_embeddings=512, tie_word_embeddings=True, rope_theta=100000.0,
+    num_key_value_heads=3, max_position_embeddings=512, tie_word_embeddings=True,
 )  # fmt: skip
 
 
@@ -57,7 +57,8 @@ def rows() -> Iterator[Row]:
 def _large(dtype: torch.dtype) -> Iterator[Row]:
     """One sentence by a model for which the memory counts."""
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LARGE).to(dtype).eval()
+    model: Any = LlamaForCausalLM(LARGE)
+    model = model.to(dtype).eval()
     loop, prompt = StaticDecoder(model), [list(range(1, 9))]
     ours, theirs = partial(_ours, loop, prompt, words=FEW), partial(_theirs, model, prompt, words=FEW)
     name = f"decoding with {sum(p.numel() for p in model.parameters()) / 1e6:.0f} M weights in {str(dtype).removeprefix('torch.')}"

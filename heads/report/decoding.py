@@ -21,13 +21,14 @@ from torch.nn import functional as F
 class StaticDecoder:
     """A view of a LlamaForCausalLM: its weights, joined once. Made anew after the weights change."""
 
+    @torch.no_grad()
     def __init__(self, model: Any):
         config = model.config
         self.heads = config.num_attention_heads
         self.kv_heads = config.num_key_value_heads
         self.head_dim = config.head_dim
         self.eps = config.rms_norm_eps
-        self.embedding = model.get_input_embeddings().weight
+        self.embedding = model.get_input_embeddings().weight.detach()
         self.norm, self.out = model.model.norm.weight, model.lm_head.weight
         self.blocks = []
         for layer in model.model.layers:
@@ -70,6 +71,7 @@ class StaticDecoder:
         shape = (len(self.blocks), 2, batch, length, self.kv_heads, self.head_dim)
         self.cache = torch.zeros(shape, dtype=self.embedding.dtype)
 
+    @torch.inference_mode()
     def _forward(
         self, x: Float[Tensor, "batch words width"], place: Int[Tensor, "batch words"], first: int, mask: Tensor | None
     ) -> Float[Tensor, "batch vocabulary"]:
@@ -101,7 +103,6 @@ class StaticDecoder:
         out = dict(self.stream(prompts, allowed, **options))
         return [out[row] for row in range(len(prompts))]
 
-    @torch.inference_mode()
     def stream(
         self,
         prompts: Sequence[Sequence[int]],
@@ -115,7 +116,10 @@ class StaticDecoder:
         prefix: Float[Tensor, "batch latents width"] | None = None,
     ) -> Iterator[tuple[int, list[int]]]:
         """A prompt's place and what follows it up to `end`, which is left out, as soon as it is known. A word of `once` is written
-        at most once in a sentence."""
+        at most once in a sentence.
+
+        Gradients are off where they would be made, in `_forward`, and not around the whole: whoever takes a sentence goes on in between.
+        """
         batch, width = len(prompts), max(len(prompt) for prompt in prompts)
         before = 0 if prefix is None else prefix.shape[1]
         start = before + width

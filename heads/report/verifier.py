@@ -72,7 +72,7 @@ def sentences_of(text: str) -> list[str]:
 
 def parse(sentence: str, names: Sequence[str] = ()) -> Parsed:
     """The claims of one sentence; `names` are findings to look for besides those of the lexicon, spelt as they are."""
-    text = _unquoted(sentence).lower()
+    text = words.SIDE_UNKNOWN.sub(lambda match: " " * len(match[0]), _unquoted(sentence).lower())
     contrasts: list[tuple[int, str]] = []
     for contrast, pattern in words.CONTRASTS.items():
         for match in _compiled(pattern).finditer(text):

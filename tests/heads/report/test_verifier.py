@@ -139,3 +139,16 @@ def test_a_quoted_request_is_nobodys_history():
     silent = quoting.model_copy(update={"indication": known.name, "findings": (*alone, known)})
     text = draft(quoting.model_copy(update={"indication": known.name})).text()
     assert [problem.kind for problem in verify(text, silent)] == ["omission"]
+
+
+def test_a_finding_whose_side_nobody_knows_is_there_all_the_same():
+    note = "the file does not say which side is right"
+    found = Finding(
+        id="m.tumour.not-assessed", name="tumour", anatomy="brain", side="not_assessed", presence="present", abnormal=True,
+        measurements=(Measurement(name="volume", value=2.0, unit="ml", method="test"),), source="m", note=note,
+    )  # fmt: skip
+    reading = imagined(3, prior=False).model_copy(update={"findings": (found,)})
+    text = draft(reading).text()
+    assert "side not assessed" in text and verify(text, reading) == []
+    missing = found.model_copy(update={"presence": "not_assessed", "measurements": ()})
+    assert verify(text, reading.model_copy(update={"findings": (missing,)})) != []
