@@ -118,7 +118,7 @@ class StaticDecoder:
         """A prompt's place and what follows it up to `end`, which is left out, as soon as it is known. A word of `once` is written
         at most once in a sentence.
 
-        Gradients are off where they would be made, in `_forward`, and not around the whole: whoever takes a sentence goes on in between.
+        Gradients are off in `_forward`, and not around the whole: whoever takes a sentence works on in between.
         """
         batch, width = len(prompts), max(len(prompt) for prompt in prompts)
         before = 0 if prefix is None else prefix.shape[1]
