@@ -171,6 +171,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     fewshot.add_argument("--rows", help="only these recipes, as: scratch,lora,atlas (default: all that can do it)")
 
+    fewshot.add_argument(
+        "--record", action="store_true", help="one recipe without the patient's record and with it, and the difference"
+    )
+
     prognosis = command(
         "prognosis", "put a prognosis beside everything that it has to beat; writes a table and pictures"
     )
