@@ -4,7 +4,7 @@ FOLDER holds `synthseg_label_maps` (Apache-2.0), the anatomy of the synthetic pa
 model is scored and from which nothing is learnt. In order:
 
 - `brain-structures`: ten structures of the whole head, from T1w. Its encoder is the backbone of the others.
-- `abnormalities`, `quality`: adapters on that backbone, fitted on a cohort of several contrasts.
+- `abnormalities`, `contrast`, `quality`: adapters on that backbone, fitted on a cohort of several contrasts.
 - the writer of reports.
 
 Each is stored in bf16 and scored as it is stored; what it reached is in its card. Stopped, it continues.
@@ -87,8 +87,17 @@ def abnormalities(arguments: argparse.Namespace) -> None:
     )
 
 
+def contrast(arguments: argparse.Namespace) -> None:
+    adapter("contrast", arguments, [], about="Which contrast each series has, from its voxels alone.")
+
+
 def quality(arguments: argparse.Namespace) -> None:
-    adapter("quality", arguments, [], about="Which artefact spoils the first series of a study, and how badly.")
+    adapter(
+        "quality",
+        arguments,
+        ["training.steps=300", "training.batch_size=4"],
+        about="Which artefact spoils the first series of a study, and how badly.",
+    )
 
 
 def adapter(task: str, arguments: argparse.Namespace, overrides: Sequence[str], *, about: str) -> None:
@@ -136,7 +145,13 @@ def _interval(one: dict[str, float | None]) -> str:
     return "not estimable" if mean is None else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
 
-STEPS = {"structures": structures, "abnormalities": abnormalities, "quality": quality, "writer": writer}
+STEPS = {
+    "structures": structures,
+    "abnormalities": abnormalities,
+    "contrast": contrast,
+    "quality": quality,
+    "writer": writer,
+}
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from reportlab.pdfbase.ttfonts import TTFont
 from reportlab.platypus import Image, KeepTogether, Paragraph, SimpleDocTemplate, Spacer, Table, TableStyle
 
 from foundation.findings import Reading
+from foundation.text import one_line
 from heads.report import SECTIONS, Draft
 from heads.report.templates import NOT_A_DEVICE
 from serve.render import BANNER, COLUMNS, Picture, cells, colophon, study_name
@@ -155,6 +156,7 @@ def _text(
     before: float = 0.0,
     tail: str = "",
 ) -> Paragraph:
+    text = one_line(text)
     style = ParagraphStyle(
         "own",
         fontName=BOLD if bold else FONT,

@@ -10,12 +10,14 @@ import re
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from foundation.findings import Finding, Reading
+from foundation.text import one_line
 from heads.report import SECTIONS, Draft
 from heads.report.slots import format_number
 from heads.report.templates import NOT_A_DEVICE
@@ -61,14 +63,7 @@ def render_markdown(reading: Reading, draft: Draft, pictures: Sequence[Picture])
 
 def render_html(reading: Reading, draft: Draft, pictures: Sequence[Picture]) -> str:
     """The report as one file: pictures inside, no script, nothing fetched."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html").render(
+    return _template().render(
         banner=BANNER,
         not_a_device=NOT_A_DEVICE,
         study=study_name(reading),
@@ -80,6 +75,19 @@ def render_html(reading: Reading, draft: Draft, pictures: Sequence[Picture]) -> 
         models=reading.models,
         colophon=colophon(reading),
     )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: one_line(value) if isinstance(value, str) else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html")
 
 
 COLUMNS = ("Finding", "Side", "Presence", "Volume (ml)", "Probability", "Other measurements", "Source")
@@ -105,7 +113,7 @@ def cells(finding: Finding) -> tuple[str, ...]:
 
 
 def study_name(reading: Reading) -> str:
-    return ", ".join(part for part in (reading.subject, reading.session) if part) or "a study without a name"
+    return one_line(", ".join(filter(None, (reading.subject, reading.session)))) or "a study without a name"
 
 
 def colophon(reading: Reading) -> str:
@@ -114,5 +122,5 @@ def colophon(reading: Reading) -> str:
 
 def markdown_escaped(text: str) -> str:
     """Text that shows as itself wherever a line of markdown, a table cell or a link's name takes it."""
-    line = html.escape(" ".join(text.split()), quote=False)
+    line = html.escape(one_line(text), quote=False)
     return re.sub(r"([\\`*_\[\]#|~!])", r"\\\1", line)
