@@ -1,0 +1,74 @@
+"""The images in the page: NiiVue, vendored, in one component. `serve/static/viewer.js` is what runs in the browser.
+
+    viewer = Viewer()
+    viewer.fallback(why)          the browser cannot: the page then shows plain planes (`serve/panels.py`)
+
+A scene names volumes by address and holds none: they are small copies in 8 bits (`serve/cases.py`), and whoever may not
+see the case gets none of them. Without a graphics processor 160 x 192 x 160 voxels take 1.8 s, a whole head at 1 mm 37 s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from foundation.figures import colour_of
+from foundation.findings import Structure
+
+HERE = Path(__file__).parent
+STATIC = HERE / "static"
+BUNDLE = STATIC / "niivue.umd.js"  # @niivue/niivue 0.69.0, dist/niivue.umd.js as published
+
+Scene = dict[str, Any]
+
+from gradio.events import Dependency
+
+class Viewer(gr.HTML):
+    """`value` is a scene or None. Events: `fallback` (there is no WebGL2, with the reason in `why`), and then `moved` (to `at_mm`,
+    under `mask`), because somebody has to draw the planes."""
+
+    def __init__(self, **options: Any) -> None:
+        gr.set_static_paths([STATIC])  # the bundle is nobody's secret, and is all that lies there
+        super().__init__(
+            html_template=(HERE / "templates" / "viewer.html").read_text(encoding="utf-8"),
+            js_on_load=(STATIC / "viewer.js").read_text(encoding="utf-8"),
+            bundle=str(BUNDLE),
+            elem_id="viewer",
+            **options,
+        )
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from gradio.blocks import Block
+
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component
+
+def scene(
+    key: str,
+    series: Sequence[Mapping[str, str]],
+    masks: Sequence[Mapping[str, Any]],
+    at_mm: Sequence[float],
+) -> Scene:
+    """What a viewer shows first; `key` is another for every scene, or the viewer takes it for the one that it has."""
+    return {
+        "key": key,
+        "series": list(series),
+        "masks": list(masks),
+        "go": {"count": 0, "at_mm": [float(x) for x in at_mm]},
+    }
+
+def gone(shown: Scene, *, at_mm: Sequence[float] | None = None, mask: str | None = None) -> Scene:
+    """The same scene, looked at elsewhere."""
+    go: dict[str, Any] = {"count": shown["go"]["count"] + 1}
+    if at_mm is not None:
+        go["at_mm"] = [float(x) for x in at_mm]
+    if mask is not None:
+        go["mask"] = mask
+    return {**shown, "go": go}
+
+def labels_of(structures: Sequence[Structure]) -> list[dict[str, Any]]:
+    """What a mask's values mean, in the colours of every other picture."""
+    return [{"value": one.value, "name": one.name, "colour": colour_of(one.value)} for one in structures]
