@@ -1,7 +1,7 @@
 """The images in the page: NiiVue, vendored, in one component. `serve/static/viewer.js` is what runs in the browser.
 
-    viewer = Viewer()
-    viewer.fallback(why)          the browser cannot: the page then shows plain planes (`serve/panels.py`)
+    viewer = image_viewer()
+    viewer.fallback(show_planes)      the browser cannot: the page then shows plain planes
 
 A scene names volumes by address and holds none: they are small copies in 8 bits (`serve/cases.py`), and whoever may not
 see the case gets none of them. Without a graphics processor 160 x 192 x 160 voxels take 1.8 s, a whole head at 1 mm 37 s.
@@ -25,19 +25,20 @@ BUNDLE = STATIC / "niivue.umd.js"  # @niivue/niivue 0.69.0, dist/niivue.umd.js a
 Scene = dict[str, Any]
 
 
-class Viewer(gr.HTML):
-    """`value` is a scene or None. Events: `fallback` (there is no WebGL2, with the reason in `why`), and then `moved` (to `at_mm`,
-    under `mask`), because somebody has to draw the planes."""
+def image_viewer(**options: Any) -> gr.HTML:
+    """A component whose value is a scene or None. Its events: `fallback` (there is no WebGL2, with the reason in `why`), and then
+    `moved` (to `at_mm`, under `mask`), because somebody has to draw the planes.
 
-    def __init__(self, **options: Any) -> None:
-        gr.set_static_paths([STATIC])  # the bundle is nobody's secret, and is all that lies there
-        super().__init__(
-            html_template=(HERE / "templates" / "viewer.html").read_text(encoding="utf-8"),
-            js_on_load=(STATIC / "viewer.js").read_text(encoding="utf-8"),
-            bundle=str(BUNDLE),
-            elem_id="viewer",
-            **options,
-        )
+    No subclass of gr.HTML: gradio would write a stub file beside this module, wherever that was installed.
+    """
+    gr.set_static_paths([STATIC])  # the bundle is nobody's secret, and only scripts lie there
+    return gr.HTML(
+        html_template=(HERE / "templates" / "viewer.html").read_text(encoding="utf-8"),
+        js_on_load=(STATIC / "viewer.js").read_text(encoding="utf-8"),
+        bundle=str(BUNDLE),
+        elem_id="viewer",
+        **options,
+    )
 
 
 def scene(

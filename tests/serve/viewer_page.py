@@ -11,7 +11,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 import gradio as gr
 
 from foundation.findings import Structure
-from serve.viewer import Viewer, gone, labels_of, scene
+from serve.viewer import gone, image_viewer, labels_of, scene
 
 LESION = Structure(value=2, name="plaque </li><b>", paired=False)
 
@@ -30,7 +30,7 @@ def page(folder: Path) -> gr.Blocks:
     ]
     first = scene("1", series, masks, (0.0, 0.0, 0.0))
     with gr.Blocks() as blocks:
-        viewer = Viewer()
+        viewer = image_viewer()
         heard = gr.Textbox(elem_id="heard")
         shown = gr.State(first)
 
