@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import gradio as gr
 import numpy as np
@@ -23,12 +24,15 @@ from matplotlib.figure import Figure
 
 from foundation.figures import COLOURS, png_bytes
 from foundation.findings import Finding, Reading, SeriesSummary
+from foundation.terms import WEIGHTS, Urgency
 from heads.report.slots import format_number
-from serve.render import PRESENCE_WORDS, colophon
+from serve.cases import Case, CaseLine, CaseSentence
+from serve.longitudinal import Change
+from serve.render import PRESENCE_WORDS, colophon, study_name
 
 HERE = Path(__file__).parent
 DAYS_PER_YEAR = 365.0
-URGENCY_WORDS = {"urgent": "urgent", "actionable": "to be acted on", "minor": "minor", "none": "nothing urgent"}
+MOST_PIECES = 8  # lesions of one finding that have a button
 ACQUIRED = {
     "field_strength_t": "{:.3g} T", "repetition_time_ms": "TR {:.4g} ms", "echo_time_ms": "TE {:.3g} ms",
     "inversion_time_ms": "TI {:.4g} ms", "flip_angle_deg": "{:.3g}°", "vendor": "{}",
@@ -55,15 +59,14 @@ def _rendered(template: str, **values: Any) -> str:
 
 
 def report_panel(
-    sentences: Sequence[Any],
+    sentences: Sequence[CaseSentence],
     findings: Sequence[Finding],
     places: Mapping[str, Go],
     decisions: Mapping[str, str],
-    objections: Mapping[int, Sequence[str]],
     *,
     locked: bool,
 ) -> str:
-    """`places` says where each finding is, `objections` what the verifier has against a sentence, by its index."""
+    """`places` says where each finding is."""
     numbers = {finding.id: number for number, finding in enumerate(findings, start=1)}
     sections: dict[str, list[dict[str, Any]]] = {}
     for index, one in enumerate(sentences):
@@ -77,7 +80,6 @@ def report_panel(
                 "go": None if place is None else json.dumps(place),
                 "edited": one.edited,
                 "rejected": bool(cited) and all(decisions.get(id) == "rejected" for id in cited),
-                "objections": objections.get(index, ()),
             }
         )
     return _rendered("report_panel.html", sections=sections.items(), locked=locked)
@@ -87,13 +89,15 @@ def findings_panel(
     reading: Reading,
     places: Mapping[str, Go],
     whys: Mapping[str, Go],
+    pieces: Mapping[str, Sequence[Go]],
     decisions: Mapping[str, str],
     *,
     locked: bool,
 ) -> str:
-    """`whys` are where a finding's relevance map is, for those that passed their tests."""
+    """`whys` are where a finding's relevance map is, for those that passed their tests; `pieces` where its lesions are."""
     rows = [
         _row(number, finding, places.get(finding.id), whys.get(finding.id), decisions.get(finding.id, "open"))
+        | {"pieces": _pieces(finding, pieces.get(finding.id, ()))}
         for number, finding in enumerate(reading.findings, start=1)
         if finding.origin != "outlook"
     ]
@@ -131,6 +135,16 @@ def _row(number: int, finding: Finding, place: Go | None, why: Go | None, decisi
         "reject": _decision(finding, "open" if decision == "rejected" else "rejected"),
         "decision": decision,
     }
+
+
+def _pieces(finding: Finding, places: Sequence[Go]) -> list[dict[str, str]]:
+    """A button for each of the largest lesions, where there are several."""
+    if len(finding.pieces) < 2:
+        return []
+    return [
+        {"number": str(piece.number), "volume": f"{format_number(piece.volume_ml)} ml", "go": json.dumps(place)}
+        for piece, place in zip(finding.pieces[:MOST_PIECES], places)
+    ]
 
 
 def _decision(finding: Finding, decision: str) -> str:
@@ -177,21 +191,112 @@ def _acquired(series: SeriesSummary) -> str:
     return ", ".join(words.format(known[name]) for name, words in ACQUIRED.items() if name in known)
 
 
-def worklist_panel(lines: Sequence[Any], open_case: str | None) -> str:
+def urgency_of(share: float) -> Urgency:
+    """The word for an urgency between 0 and 1."""
+    return next((name for name, weight in WEIGHTS.items() if share >= weight / 2 and weight), "none")
+
+
+def worklist_panel(lines: Sequence[CaseLine], open_case: str | None) -> str:
     shown = [
         {
             "detail": json.dumps({"case": line.id}),
             "open": line.id == open_case,
             "subject": line.subject or "without a name",
             "state": line.state,
-            "urgency": line.urgency,
-            "urgency_words": URGENCY_WORDS[line.urgency],
-            "most_urgent": line.most_urgent or "nothing found",
+            "urgency": urgency_of(line.urgency),
+            "urgency_words": f"urgency {line.urgency:.2f} of 1",
+            "most_urgent": line.finding or "nothing to act on",
             "when": f"{line.read_at:%d %b %H:%M}",
         }
         for line in lines
     ]
     return _rendered("worklist_panel.html", lines=shown)
+
+
+def case_head(case: Case) -> str:
+    return _rendered(
+        "case_head.html",
+        subject=study_name(case.reading),
+        state=case.state,
+        standing=_standing(case),
+        objections=case.warnings,
+        warnings=case.reading.warnings,
+    )
+
+
+def _standing(case: Case) -> str:
+    if case.is_locked or case.state == "preliminary":
+        return f"signed by {case.signed_by} on {case.signed_at:%Y-%m-%d %H:%M %Z}"
+    reopened = f"reopened: {case.reason}; " if case.reason else ""
+    return f"{reopened}nobody has signed this; kept until {case.goes_at:%Y-%m-%d %H:%M %Z}"
+
+
+def progress_panel(share: float, words: str) -> str:
+    return _rendered("progress.html", share=f"{share:.2f}", words=words)
+
+
+OUTPUTS = {
+    "outputs.zip": "Everything", "report.pdf": "Report", "report.html": "Report", "report.md": "Report",
+    "reading.json": "Findings", "measurements.csv": "Measurements", "lesions.csv": "Lesions one by one",
+    "report-R4B.json": "FHIR R4", "report-R5.json": "FHIR R5",
+}  # fmt: skip
+
+
+def outputs_panel(case: Case, folder: Path, address: str) -> str:
+    """Links to what lies in `folder`, the outputs of the case as it stands, with masks and DICOM objects by their names."""
+    files = [folder.parent / "outputs.zip", *sorted(file for file in folder.rglob("*") if file.is_file())]
+    known = list(OUTPUTS)
+    files.sort(key=lambda file: known.index(file.name) if file.name in known else len(known))
+    outputs = [
+        {
+            "address": f"{address}/{case.id}/files/{quote(str(file.relative_to(folder.parent)))}",
+            "name": file.name,
+            "words": OUTPUTS.get(file.name) or KINDS.get(file.parent.name, "Other"),
+            "size": _size(file.stat().st_size),
+        }
+        for file in files
+        if file.parent.name != "pictures"
+    ]
+    return _rendered("outputs_panel.html", outputs=outputs, standing=f"As {case.state}: {_standing(case)}.")
+
+
+KINDS = {"masks": "Mask", "dicom": "DICOM"}
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 100_000 else f"{max(1, round(num_bytes / 1000))} kB"
+
+
+def change_panel(change: Change, before: bytes, now: bytes) -> str:
+    """`before` and `now` are PNG of the same planes."""
+    fates = [one.fate for one in change.lesions]
+    return _rendered(
+        "change_panel.html",
+        before=data_address(before),
+        now=data_address(now),
+        counts=", ".join(f"{fates.count(fate)} {fate}" for fate in dict.fromkeys(fates)),
+        lesions=[
+            {
+                "name": one.name,
+                "fate": one.fate,
+                "prior": format_number(one.prior_ml),
+                "current": format_number(one.current_ml),
+                "go": json.dumps({"at_mm": one.centroid_mm, "mask": f"masks/{one.source}.nii.gz"}),
+            }
+            for one in change.lesions
+        ],
+        volumes=[
+            {
+                "name": one.name,
+                "side": one.side.replace("_", " "),
+                "prior": format_number(one.prior_ml),
+                "current": format_number(one.current_ml),
+                "percent": "" if one.percent is None else f"{one.percent:+.1f} %",
+            }
+            for one in change.volumes
+        ],
+        not_compared=change.not_compared,
+    )
 
 
 # ------------------------------------------------------------------------------------------------ the outlook
@@ -286,4 +391,23 @@ def picture_in_page(picture: Figure | np.ndarray) -> str:
         content = buffer.getvalue()
     else:
         content = png_bytes(picture)
-    return f"data:image/png;base64,{b64encode(content).decode('ascii')}"
+    return data_address(content)
+
+
+def planes_panel(picture: np.ndarray, name: str, at_mm: Sequence[float]) -> str:
+    """Three planes as a picture, for browsers that cannot do better."""
+    return _rendered("planes.html", picture=picture_in_page(picture), caption=f"{name} at {directions(at_mm)}")
+
+
+def fallback_panel(why: str) -> str:
+    return _rendered("fallback.html", why=why)
+
+
+def directions(at_mm: Sequence[float]) -> str:
+    """'right 12 mm, back 4 mm, up 31 mm' of the scanner's centre."""
+    words = (("right", "left"), ("front", "back"), ("up", "down"))
+    return ", ".join(f"{pair[value < 0]} {abs(value):.0f} mm" for value, pair in zip(at_mm, words, strict=True))
+
+
+def data_address(png: bytes) -> str:
+    return f"data:image/png;base64,{b64encode(png).decode('ascii')}"

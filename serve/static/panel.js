@@ -44,3 +44,8 @@ element.addEventListener("click", (event) => {
   } else if (EVENTS.includes(target.dataset.event)) trigger(target.dataset.event, JSON.parse(target.dataset.detail));
   else if ("edit" in target.dataset) edit(target);
 });
+
+element.addEventListener("input", (event) => {
+  const wipe = event.target.closest("[data-wipe]");
+  if (wipe) wipe.style.setProperty("--cut", `${event.target.value}%`);
+});
