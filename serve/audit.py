@@ -31,18 +31,17 @@ START = "0" * 64  # what the first row's hash covers
 WORD = re.compile(r"[A-Za-z0-9_.:+-]{0,80}")
 Detail = Mapping[str, str | int | float | bool | None]
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS main.log (
+SCHEMA = (
+    """CREATE TABLE main.log (
     number INTEGER PRIMARY KEY, at TEXT NOT NULL, user TEXT NOT NULL, action TEXT NOT NULL, case_id TEXT NOT NULL,
-    detail TEXT NOT NULL, hash TEXT NOT NULL
-) STRICT;
-CREATE TRIGGER IF NOT EXISTS main.log_is_not_changed BEFORE UPDATE ON log
-    BEGIN SELECT RAISE(ABORT, 'the audit only grows'); END;
-CREATE TRIGGER IF NOT EXISTS main.log_is_not_cut BEFORE DELETE ON log
-    BEGIN SELECT RAISE(ABORT, 'the audit only grows'); END;
-CREATE TABLE IF NOT EXISTS second.head (one INTEGER PRIMARY KEY CHECK (one = 1), number INTEGER, hash TEXT) STRICT;
-INSERT OR IGNORE INTO second.head SELECT 1, 0, :start WHERE NOT EXISTS (SELECT 1 FROM main.log);
-"""
+    detail TEXT NOT NULL, hash TEXT NOT NULL) STRICT""",
+    """CREATE TRIGGER main.log_is_not_changed BEFORE UPDATE ON log
+    BEGIN SELECT RAISE(ABORT, 'the audit only grows'); END""",
+    """CREATE TRIGGER main.log_is_not_cut BEFORE DELETE ON log
+    BEGIN SELECT RAISE(ABORT, 'the audit only grows'); END""",
+    "CREATE TABLE second.head (one INTEGER PRIMARY KEY CHECK (one = 1), number INTEGER, hash TEXT) STRICT",
+    f"INSERT INTO second.head VALUES (1, 0, '{START}')",
+)
 
 
 @dataclass(frozen=True)
@@ -64,15 +63,19 @@ class Audit:
     def __init__(self, path: Path, head: Path | None = None):
         self.path, self.head = path.absolute(), (head or path.with_suffix(".head")).absolute()
         self._lock = threading.Lock()
-        is_new = not self.path.exists()
-        if is_new and self.head.exists() and self.head.stat().st_size:
-            raise _wrong("no log, but the head of one", self.path)
         for file in (self.path, self.head):
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             file.touch(mode=0o600)
         with self._connection() as connection:
-            for statement in _statements(SCHEMA):
-                connection.execute(statement, {"start": START} if ":start" in statement else {})
+            if self.path.stat().st_size:
+                return
+            connection.execute("BEGIN IMMEDIATE")
+            if not connection.execute("SELECT 1 FROM main.sqlite_master").fetchone():  # nobody was faster
+                if connection.execute("SELECT 1 FROM second.sqlite_master").fetchone():
+                    raise _wrong("no log, but the head of one", self.path)
+                for statement in SCHEMA:
+                    connection.execute(statement)
+            connection.execute("COMMIT")
 
     def append(self, user: str, action: str, case_id: str = "", detail: Detail | None = None) -> Entry:
         """Add a row; when this returns, it and the new head are on disk."""
@@ -88,10 +91,9 @@ class Audit:
         entries: list[Entry] = []
         with self._lock, self._connection() as connection:
             connection.execute("BEGIN IMMEDIATE")
-            head = connection.execute("SELECT number, hash FROM second.head").fetchone()
-            if head is None:
+            if not connection.execute("SELECT 1 FROM second.sqlite_master").fetchone():
                 raise _wrong("a log whose head was lost", self.path)
-            number, before = head
+            number, before = connection.execute("SELECT number, hash FROM second.head").fetchone()
             for user, action, case_id, detail in rows:
                 number += 1
                 at = datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -109,7 +111,10 @@ class Audit:
         """All rows in order, or those of one case."""
         with self._connection() as connection:
             found = connection.execute("SELECT * FROM log WHERE ?1 IS NULL OR case_id = ?1 ORDER BY number", (case_id,))
-            return [Entry(*row[:5], json.loads(row[5]), row[6]) for row in found]
+            return [
+                Entry(number, at, user, action, case, json.loads(detail), digest)
+                for number, at, user, action, case, detail, digest in found
+            ]
 
     @property
     def tip(self) -> str:
@@ -170,13 +175,3 @@ def _wrong(got: str, file: Path) -> InputError:
     remedy = "Keep both files as they are, and compare with the last backup whose audit was whole."
     return InputError("an audit is whole: every row follows from the one before, and the head is its end",
                       got=got, remedy=remedy, file=file)  # fmt: skip
-
-
-def _statements(script: str) -> Iterator[str]:
-    """One by one: executescript would end the transaction of whoever else is writing."""
-    statement = ""
-    for line in script.strip().splitlines():
-        statement += f"{line}\n"
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""
