@@ -15,12 +15,14 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ehr.output import DRAFT, Standing
 from foundation.findings import Finding, Reading
 from heads.report import SECTIONS, Draft
 from heads.report.slots import format_number
 from heads.report.templates import NOT_A_DEVICE
 
-BANNER = "Draft. Not a medical device."
+DEVICE = "Not a medical device."
+BANNER = f"{DRAFT.words} {DEVICE}"
 PRESENCE_WORDS = {"present": "present", "absent": "not found", "uncertain": "uncertain", "not_assessed": "not assessed"}
 
 
@@ -37,11 +39,19 @@ class Picture:
         return f"data:image/png;base64,{b64encode(self.png).decode('ascii')}"
 
 
-def render_markdown(reading: Reading, draft: Draft, pictures: Sequence[Picture]) -> str:
+def notice(standing: Standing) -> tuple[str, str]:
+    """What stands at the head of every report and page: how far it has come, and what it was made with."""
+    if standing.is_verified:
+        return standing.words, "The images were read with software that is not a medical device."
+    return f"{standing.words} {DEVICE}", NOT_A_DEVICE
+
+
+def render_markdown(reading: Reading, draft: Draft, pictures: Sequence[Picture], standing: Standing = DRAFT) -> str:
     """The report for a `report.md` beside the reading and its pictures."""
+    banner, words = notice(standing)
     lines = [
         f"# Report on {markdown_escaped(study_name(reading))}",
-        f"> **{BANNER}** {NOT_A_DEVICE}",
+        f"> **{markdown_escaped(banner)}** {words}",
     ]
     for section in SECTIONS:
         found = draft.section(section)
@@ -59,7 +69,7 @@ def render_markdown(reading: Reading, draft: Draft, pictures: Sequence[Picture])
     return "\n\n".join(lines) + "\n"
 
 
-def render_html(reading: Reading, draft: Draft, pictures: Sequence[Picture]) -> str:
+def render_html(reading: Reading, draft: Draft, pictures: Sequence[Picture], standing: Standing = DRAFT) -> str:
     """The report as one file: pictures inside, no script, nothing fetched."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -68,9 +78,10 @@ def render_html(reading: Reading, draft: Draft, pictures: Sequence[Picture]) -> 
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    banner, words = notice(standing)
     return environment.get_template("report.html").render(
-        banner=BANNER,
-        not_a_device=NOT_A_DEVICE,
+        banner=banner,
+        not_a_device=words,
         study=study_name(reading),
         sections=[(name, draft.section(name)) for name in SECTIONS],
         numbers={finding.id: number for number, finding in enumerate(reading.findings, start=1)},

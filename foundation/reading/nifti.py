@@ -174,6 +174,12 @@ def write_volume(path: str | Path, voxels: np.ndarray, series: Series) -> None:
     _write(Path(path), voxels.astype(np.float32), series, intent="none")
 
 
+def write_shades(path: str | Path, shades: np.ndarray, series: Series) -> None:
+    """Write `(x, y, z)` uint8 grey values on the grid of `series`: for looking at, not for measuring."""
+    assert shades.dtype == np.uint8, shades.dtype
+    _write(Path(path), shades, series, intent="none")
+
+
 def write_sidecar(path: Path, acquisition: Acquisition) -> None:
     """Write the BIDS sidecar that `read_nifti` looks for beside a volume; what is not known is left out."""
     known = known_numbers(acquisition)
