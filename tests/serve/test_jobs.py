@@ -37,7 +37,7 @@ class Gate:
 def test_turns_go_round_the_users(jobs: Jobs):
     gate, order = Gate(), []
     first = jobs.submit("anna", gate)
-    assert gate.began.wait(5)
+    assert gate.began.wait(5.0)
 
     def submit(name: str) -> Job:
         return jobs.submit(name.rstrip("0123456789"), lambda tell: order.append(name) or name)
@@ -45,7 +45,7 @@ def test_turns_go_round_the_users(jobs: Jobs):
     waiting = [submit(name) for name in ("anna1", "anna2", "anna3", "bert1", "bert2")]
     assert [one.ahead for one in waiting] == [2, 4, 5, 1, 3] and first.ahead == 0
     gate.may_go.set()
-    assert all(one.wait(5) for one in [first, *waiting])
+    assert all(one.wait(5.0) for one in [first, *waiting])
     assert order == ["bert1", "anna1", "bert2", "anna2", "anna3"]
     assert [one.case_id for one in waiting] == ["anna1", "anna2", "anna3", "bert1", "bert2"]
     assert jobs.find("anna", waiting[0].id) is waiting[0]
@@ -56,7 +56,7 @@ def test_turns_go_round_the_users(jobs: Jobs):
 def test_too_many_are_told_to_wait(jobs: Jobs):
     gate = Gate()
     jobs.submit("anna", gate)
-    assert gate.began.wait(5)
+    assert gate.began.wait(5.0)
     for _ in range(4):
         jobs.submit("anna", gate)
     with pytest.raises(Busy):
@@ -71,11 +71,11 @@ def test_too_many_are_told_to_wait(jobs: Jobs):
 def test_what_is_unwanted_stops(jobs: Jobs):
     gate = Gate()
     running, waiting = jobs.submit("anna", gate), jobs.submit("anna", gate)
-    assert gate.began.wait(5)
+    assert gate.began.wait(5.0)
     waiting.cancel()
     assert waiting.state == "cancelled" and running.state == "running"
     running.cancel()
-    assert running.wait(5) and running.state == "cancelled" and running.case_id is None
+    assert running.wait(5.0) and running.state == "cancelled" and running.case_id is None
 
 
 def test_what_fails_is_told_and_the_next_goes_on(jobs: Jobs, caplog: pytest.LogCaptureFixture):
@@ -87,7 +87,7 @@ def test_what_fails_is_told_and_the_next_goes_on(jobs: Jobs, caplog: pytest.LogC
 
     with caplog.at_level(logging.ERROR):
         ended = [jobs.submit("anna", work) for work in (bad, worse, lambda tell: "case")]
-        assert all(one.wait(5) for one in ended)
+        assert all(one.wait(5.0) for one in ended)
     assert [one.state for one in ended] == ["failed", "failed", "done"]
     assert "a rule" in str(ended[0].error) and "Jane" not in str(ended[1].error)
     assert "RuntimeError in" in caplog.text and "Jane" not in caplog.text
