@@ -25,6 +25,7 @@ from finetune.samples import LabelledStudy, progress_over
 from foundation.encoder import Encoder, EncoderConfig, Features
 from foundation.errors import InputError
 from foundation.preprocess import Grid, PreparedStudy, sample_at
+from foundation.study import CONTRASTS
 from foundation.tokens import Tokens
 from heads import HeadConfig, classification, head_module, regression
 from heads._study import StudyHead
@@ -63,7 +64,7 @@ def network(recipe: str, config: HeadConfig) -> TaskModel:
 
 
 def _dynunet_head(config: DenseConfig) -> LabelMapHead:
-    """The task's own head, so that lesions are counted where it counts them, with a DynUNet on the mean of the series."""
+    """The task's own head, so that lesions are counted where it counts them, with a DynUNet of a channel for each contrast."""
     kind: type[LabelMapHead] = head_module(config.kind).Head
 
     class DynUNetHead(kind):
@@ -72,7 +73,7 @@ def _dynunet_head(config: DenseConfig) -> LabelMapHead:
             depth = len(FILTERS)
             self.net = DynUNet(
                 spatial_dims=3,
-                in_channels=1,
+                in_channels=len(CONTRASTS),
                 out_channels=1 + len(config.structures),
                 kernel_size=[3] * depth,
                 strides=[1] + [2] * (depth - 1),
@@ -84,13 +85,13 @@ def _dynunet_head(config: DenseConfig) -> LabelMapHead:
                 delattr(self.net, twice)
 
         def forward(self, features: Features | None, batch: StudyBatch) -> Float[Tensor, "batch classes x y z"]:
-            return self.net(_mean_series(batch))
+            return self.net(_by_contrast(batch))
 
     return DynUNetHead()
 
 
 class _DenseNetHead(Head):
-    """A DenseNet on the mean of the series; everything else is the task's own head's."""
+    """A DenseNet with a channel for each contrast; everything else is the task's own head's."""
 
     is_dense = False
 
@@ -110,20 +111,25 @@ class _DenseNetHead(Head):
         self.own = own
         # Groups and not batches are normalised: a batch of few labelled studies says little of the next.
         norm = ("group", {"num_groups": 8})
-        self.net = DenseNet121(spatial_dims=3, in_channels=1, out_channels=num_outputs, norm=norm)
+        self.net = DenseNet121(spatial_dims=3, in_channels=len(CONTRASTS), out_channels=num_outputs, norm=norm)
         for name in ("meet", "loss", "read", "refuse", "score_case", "summarise"):
             setattr(self, name, getattr(own, name))
 
     def forward(self, features: Features | None, batch: StudyBatch) -> Tensor:
-        volumes = _mean_series(batch)
+        volumes = _by_contrast(batch)
         missing = [max(0, LEAST_VOXELS - n) for n in volumes.shape[:1:-1]]
         return self.own.finish(self.net(nn.functional.pad(volumes, [n for after in missing for n in (0, after)])))
 
 
-def _mean_series(batch: StudyBatch) -> Float[Tensor, "batch 1 x y z"]:
-    assert batch.voxels is not None and batch.has_series is not None
-    weight = batch.has_series.float() / batch.has_series.sum(dim=1, keepdim=True)
-    return (batch.voxels * weight[:, :, None, None, None]).sum(dim=1, keepdim=True)
+def _by_contrast(batch: StudyBatch) -> Float[Tensor, "batch contrasts x y z"]:
+    """A channel for each contrast, as nnU-Net has one for each input; zero where there is none, the mean where there are several.
+
+    The mean of all series would be an easy opponent: what is bright in one contrast is dark in another.
+    """
+    assert batch.voxels is not None and batch.has_series is not None and batch.contrast is not None
+    belongs = nn.functional.one_hot(batch.contrast, len(CONTRASTS)) * batch.has_series[..., None]
+    weight = belongs / belongs.sum(dim=1, keepdim=True).clamp(min=1)
+    return torch.einsum("bsxyz,bsc->bcxyz", batch.voxels, weight.to(batch.voxels.dtype))
 
 
 # ------------------------------------------------------------------------------------------------ without a gradient

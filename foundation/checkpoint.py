@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Generic
 
 import safetensors.torch
-from pydantic import BaseModel
+import torch
+from pydantic import BaseModel, RootModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -82,7 +83,8 @@ def save_model_folder(
 
 
 def load_model_folder(folder: Path, *, kind: str, config: type[ConfigT]) -> ModelFolder[ConfigT]:
-    """Read a model folder of that kind and config class; `ModelFolder.fill` checks its weights."""
+    """Read a model folder of that kind and config class; `ModelFolder.fill` checks its weights. What is
+    stored as bf16, to be small, is float32 in use."""
     about = read_about(folder)
     if about["kind"] != kind:
         raise InputError(
@@ -97,8 +99,25 @@ def load_model_folder(folder: Path, *, kind: str, config: type[ConfigT]) -> Mode
     except (OSError, SafetensorError) as error:
         remedy = "Restore the folder from where it was made."
         raise InputError("a model folder holds readable weights", got=str(error), remedy=remedy, file=weights) from None
+    whole = {name: tensor.float() if tensor.dtype == torch.bfloat16 else tensor for name, tensor in state.items()}
     return ModelFolder(
-        folder, parse_config(config, about["config"], source=folder / "config.json"), about["provenance"], state
+        folder, parse_config(config, about["config"], source=folder / "config.json"), about["provenance"], whole
+    )
+
+
+def shrink_model_folder(folder: Path, out: Path, *, config: dict[str, Any], card: str) -> None:
+    """The same model at half the size, under another config and card: its matrices are rounded to bf16. It has another hash.
+
+    Vectors stay as they are: they are few, and edges of time or a mean age do not bear three digits.
+    """
+    about = read_about(folder)
+    state = safetensors.torch.load_file(folder / "model.safetensors")
+    small = {
+        name: tensor.bfloat16() if tensor.dim() > 1 and tensor.is_floating_point() else tensor
+        for name, tensor in state.items()
+    }
+    save_model_folder(
+        out, kind=about["kind"], config=RootModel(config), state=small, card=card, provenance=about["provenance"]
     )
 
 

@@ -172,6 +172,7 @@ class SeriesSummary(Config):
     spacing_mm: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
     orientation: str
     side_is_known: bool
+    contrast_from: str = ""
     acquisition: dict[str, float | str] = Field(default_factory=dict)
 
     @classmethod
@@ -184,6 +185,7 @@ class SeriesSummary(Config):
             spacing_mm=(x, y, z),
             orientation=series.orientation,
             side_is_known=series.side_is_known,
+            contrast_from=series.contrast_from,
             acquisition=known_numbers(series.acquisition),
         )
 

@@ -27,6 +27,8 @@ from foundation.tokens import Tokens, pad_to_patches, tokenise
 from heads import HeadConfig, head_module, parse_head
 from heads._record import RecordBatch, RecordConfig
 
+EMBEDDED = Path(__file__).parent / "weights"  # what comes with Larmor: models/ for tasks, writer/ for reports
+
 Target = float | int | str | list | None
 
 
@@ -361,8 +363,8 @@ def save_task(folder: Path, model: TaskModel, config: TaskConfig, *, card: str, 
 
 
 def model_folders(root: Path | None = None) -> list[Path]:
-    """The model folders directly under `root`: by default $LARMOR_MODELS, or where `make demo` puts them."""
-    root = root or Path(os.environ.get("LARMOR_MODELS", "runs/demo/models"))
+    """The model folders directly under `root`: by default $LARMOR_MODELS, or those that come with Larmor."""
+    root = root or Path(os.environ.get("LARMOR_MODELS", EMBEDDED / "models"))
     return sorted(file.parent for file in root.glob("*/config.json"))
 
 

@@ -85,15 +85,21 @@ def read_nifti(path: str | Path, contrast: str = "unknown", acquisition: Acquisi
         contrast = checked_contrast(contrast)
         voxels, affine, side_is_known, predicted = _read_volume(path)
         name = nifti_stem(path)
+        named = _bids_contrast(name)
         return Series(
             voxels=voxels,
             affine=affine,
-            contrast=_bids_contrast(name) if contrast == "unknown" else contrast,
+            contrast=named if contrast == "unknown" else contrast,
             acquisition=_read_sidecar(path.with_name(f"{name}.json")) if acquisition is None else acquisition,
             name=name,
             side_is_known=side_is_known,
             path=path,
             predicted=predicted,
+            contrast_from="what was said of it"
+            if contrast != "unknown"
+            else ""
+            if named == "unknown"
+            else "its file name",
         )
 
 

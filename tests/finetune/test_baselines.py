@@ -1,16 +1,19 @@
 """Each baseline is what it is called: against a computation done by hand, and in the same harness as the heads."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from finetune.baselines import FITTED, NETWORKS, Baseline, baseline, network
+from finetune.baselines import FITTED, NETWORKS, Baseline, _by_contrast, baseline, network
 from finetune.samples import LabelledStudy, read_labelled
 from foundation.encoder import Encoder, EncoderConfig
 from foundation.errors import InputError
-from foundation.reading.collection import read_manifest
+from foundation.preprocess import prepare_study
+from foundation.reading.collection import read_manifest, read_study
+from foundation.study import CONTRASTS, Study, contrast_index
 from heads import HeadConfig, parse_head
 from heads.base import StudyBatch, StudySample
 
@@ -134,3 +137,15 @@ def test_a_baseline_that_cannot_do_the_task_says_what_it_does(encoder: Encoder) 
     with pytest.raises(InputError, match="encoder"):
         baseline("linear", parse_head(LARGE), None)
     assert set(FITTED).isdisjoint(NETWORKS)
+
+
+def test_networks_see_each_contrast_in_its_own_channel(make_collection) -> None:
+    collection = read_manifest(make_collection(1))
+    series = read_study(collection.rows[0], collection.root).series[0]
+    study = Study("x", tuple(replace(series, contrast=contrast) for contrast in ("T2w", "T1w", "T2w")))
+    batch = StudyBatch.of([StudySample.of(prepare_study(study, (4.0, 4.0, 4.0)))], dense=True)
+    batch.voxels.copy_(torch.tensor([1.0, 2.0, 3.0])[None, :, None, None, None])
+    seen = _by_contrast(batch)[0, :, 0, 0, 0]
+    expected = torch.zeros(len(CONTRASTS))
+    expected[contrast_index("T2w")], expected[contrast_index("T1w")] = 2.0, 2.0
+    assert torch.equal(seen, expected)

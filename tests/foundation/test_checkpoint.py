@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from foundation.checkpoint import read_about, shrink_model_folder
 from foundation.encoder import Encoder, EncoderConfig
 from foundation.errors import InputError
 from foundation.files import sha256
@@ -98,3 +99,14 @@ def test_saving_again_replaces_the_folder_whole(folder: Path) -> None:
     Encoder(CONFIG).save(folder, card="# another\n", provenance={})
     assert sha256(folder / "model.safetensors") != before
     assert [path.name for path in folder.parent.iterdir()] == ["model"], "nothing aside is left"
+
+
+def test_a_shrunk_folder_is_half_as_large_and_loads_as_rounded(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "small"
+    shrink_model_folder(folder, out, config=read_about(folder)["config"], card="# small\n")
+    sizes = [(one / "model.safetensors").stat().st_size for one in (folder, out)]
+    assert sizes[1] < 0.6 * sizes[0] and (out / "card.md").read_text() == "# small\n"
+    for (name, whole), small in zip(Encoder.load(folder).state_dict().items(), Encoder.load(out).state_dict().values()):
+        assert small.dtype == torch.float32
+        assert torch.equal(small, whole.bfloat16().float() if whole.dim() > 1 else whole), name
+    assert read_about(out)["provenance"]["data"] == "made for a test"

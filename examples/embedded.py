@@ -1,0 +1,143 @@
+"""The models that come with Larmor: `make weights DATA=FOLDER` makes them anew, in heads/weights.
+
+FOLDER holds `synthseg_label_maps` (Apache-2.0), the anatomy of the synthetic patients, and `ixi_2mm_dlmuse`, on which the first
+model is scored and from which nothing is learnt. In order:
+
+- `brain-structures`: ten structures of the whole head, from T1w. Its encoder is the backbone of the others.
+- `abnormalities`, `quality`: adapters on that backbone, fitted on a cohort of several contrasts.
+- the writer of reports.
+
+Each is stored in bf16 and scored as it is stored; what it reached is in its card. Stopped, it continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from examples.ixi import write_ixi_manifest
+from examples.real import CONFIGS, synthetic_heads
+from finetune.config import FinetuneConfig
+from finetune.evaluate import evaluate_to_folder
+from finetune.run import finetune
+from foundation.checkpoint import read_about, shrink_model_folder
+from foundation.cohort.patient import CohortConfig
+from foundation.cohort.writing import write_cohort
+from foundation.config import load_config
+from foundation.files import write_aside
+from heads.base import EMBEDDED
+from heads.report.learning import LearnConfig, train_decoder
+
+BACKBONE = "brain-structures"
+CONTRASTS = ("T1w", "T1w-contrast", "T2w", "FLAIR", "DWI")
+SPLITS = {"train": 0.8, "validation": 0.05, "test": 0.15}
+LARGEST_BYTES = 25_000_000  # of everything that comes with Larmor
+SYNTHETIC = (
+    "Fitted on synthetic patients only (label maps of SynthSeg, Apache-2.0), with no real image and no real label. "
+    "Weights: Apache-2.0, as Larmor. Research software, not a medical device."
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, metavar="FOLDER")
+    parser.add_argument("--folder", type=Path, default=Path("runs/embedded"))
+    parser.add_argument("--out", type=Path, default=EMBEDDED)
+    parser.add_argument("--subjects", type=int, default=200)
+    parser.add_argument("--only", nargs="+", choices=list(STEPS), default=list(STEPS))
+    arguments = parser.parse_args()
+    for name in arguments.only:
+        STEPS[name](arguments)
+    total = sum(file.stat().st_size for file in arguments.out.rglob("*") if file.is_file())
+    print(f"{arguments.out} holds {total / 1e6:.1f} MB")
+    assert total <= LARGEST_BYTES, f"{total} bytes are more than {LARGEST_BYTES}"
+
+
+def structures(arguments: argparse.Namespace) -> None:
+    fitted = synthetic_heads(arguments.data, arguments.folder)
+    ixi = write_ixi_manifest(arguments.data / "ixi_2mm_dlmuse", arguments.folder / "ixi" / "manifest.jsonl")
+    publish(
+        fitted,
+        arguments,
+        ixi,
+        about="Ten structures of the whole head, outlined on T1w at 3 mm.",
+        measured_on="30 real heads of IXI at 2 mm, against DLMUSE's automatic labels (a silver standard)",
+    )
+
+
+def cohort(arguments: argparse.Namespace) -> Path:
+    config = CohortConfig(
+        seed=100,
+        anatomy=arguments.data / "synthseg_label_maps",
+        contrasts=CONTRASTS,
+        splits=SPLITS,
+        missing_series=0.25,
+    )
+    return write_cohort(arguments.folder / "cohort", config, arguments.subjects)
+
+
+def abnormalities(arguments: argparse.Namespace) -> None:
+    adapter(
+        "abnormalities",
+        arguments,
+        ["augment.artefact=0.1", "augment.worst_artefact=3"],
+        about="What disease puts into a head, outlined and counted at 3 mm, from whichever of five contrasts there are.",
+    )
+
+
+def quality(arguments: argparse.Namespace) -> None:
+    adapter("quality", arguments, [], about="Which artefact spoils the first series of a study, and how badly.")
+
+
+def adapter(task: str, arguments: argparse.Namespace, overrides: Sequence[str], *, about: str) -> None:
+    """Fit a task on the backbone as it is stored, so that the hash which its adapter asks for is that of the stored one."""
+    manifest, folder = cohort(arguments), arguments.folder / task
+    backbone = arguments.out / "models" / BACKBONE
+    here = [f"data.manifest={manifest}", f"folder={folder}", f"encoder={backbone}", *overrides]
+    if not (folder / "adapter" / "config.json").is_file():
+        finetune(load_config(FinetuneConfig, CONFIGS / "finetune" / f"{task}.yaml", here))
+    publish(folder / "adapter", arguments, manifest, about=about, measured_on="held-out synthetic patients")
+
+
+def writer(arguments: argparse.Namespace) -> None:
+    folder, out = arguments.folder / "writer", arguments.out / "writer"
+    train_decoder(LearnConfig(), folder)
+    card = f"# The writer of reports\n\nA decoder of {SYNTHETIC[0].lower()}{SYNTHETIC[1:]}\n"
+    shrink_model_folder(folder / "model", out, config=read_about(folder / "model")["config"], card=card)
+
+
+def publish(fitted: Path, arguments: argparse.Namespace, manifest: Path, *, about: str, measured_on: str) -> None:
+    """Store a fitted task small, score what is stored, and write that into its card."""
+    config = read_about(fitted)["config"]
+    name = config.get("task", config)["name"]
+    if "backbone" in config:
+        config["backbone"]["path"] = BACKBONE  # it lies beside the adapter, wherever both are
+    out, scored = arguments.out / "models" / name, arguments.folder / "scores" / name
+    shrink_model_folder(fitted, out, config=config, card=SYNTHETIC)
+    print(f"\n{name}, as stored, on {measured_on}:")
+    evaluate_to_folder(name, manifest, scored, model=out, split="test")
+    figures = json.loads((scored / "metrics.json").read_text())
+    rows = [f"| {figure} | {_interval(one)} |" for figure, one in figures["figures"].items()]
+    card = [
+        f"# {name}", "", about, "", SYNTHETIC, "",
+        f"{len(figures['cases'])} cases, {measured_on}; mean and bootstrap 95 % interval over cases:", "",
+        "| figure | value |", "|---|---|", *rows, "",
+        "`config.json` has the settings and versions that it was made with, and the hash of its weights.",
+    ]  # fmt: skip
+    with write_aside(out / "card.md") as aside:
+        aside.write_text("\n".join(card) + "\n")
+    print(f"wrote {out}")
+
+
+def _interval(one: dict[str, float | None]) -> str:
+    mean, low, high = (one[key] for key in ("mean", "low", "high"))
+    return "not estimable" if mean is None else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+
+
+STEPS = {"structures": structures, "abnormalities": abnormalities, "quality": quality, "writer": writer}
+
+
+if __name__ == "__main__":
+    main()
