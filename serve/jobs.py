@@ -36,14 +36,14 @@ class Busy(InputError):
 class Job:
     """One study in the line, or done. `error` says in the user's words why it failed, and of a fault of ours only its kind."""
 
-    def __init__(self, jobs: Jobs, user: str, work: Work):
+    def __init__(self, jobs: Jobs, user: str, work: Work, after: Callable[[], None]):
         self.id = secrets.token_hex(16)
         self.user, self.state, self.share, self.step = user, "waiting", 0.0, "Waiting"
         self.state: JobState
         self.case_id: str | None = None
         self.error: InputError | None = None
         self.ended = 0.0
-        self._jobs, self._work = jobs, work
+        self._jobs, self._work, self._after = jobs, work, after
         self._is_unwanted = False
         self._end = threading.Event()
 
@@ -81,7 +81,8 @@ class Job:
             _log_fault(error)
 
     def _finish(self, state: JobState) -> None:
-        self._work = _nothing  # it may hold a study
+        self._work = _gone  # it may hold a study
+        self._after()
         self.ended = time.monotonic()
         self.state = state
         self._end.set()
@@ -101,7 +102,8 @@ class Jobs:
         self._worker = threading.Thread(target=self._work, name="reader", daemon=True)
         self._worker.start()
 
-    def submit(self, user: str, work: Work) -> Job:
+    def submit(self, user: str, work: Work, after: Callable[[], None] | None = None) -> Job:
+        """Put work into the line; `after` is called when it has ended, in whatever way, and may not fail."""
         with self._changed:
             own = sum(one.user == user for one in self._line)
             if own >= self.max_per_user or len(self._line) >= self.max_waiting:
@@ -113,7 +115,7 @@ class Jobs:
                 )
             old = time.monotonic() - KEPT_S
             self._jobs = {id: one for id, one in self._jobs.items() if not one.ended or one.ended > old}
-            job = Job(self, user, work)
+            job = Job(self, user, work, after or _nothing)
             self._jobs[job.id] = job
             self._line.append(job)
             self._changed.notify()
@@ -176,8 +178,12 @@ class Jobs:
             job._run()
 
 
-def _nothing(tell: Tell) -> str:
+def _gone(tell: Tell) -> str:
     raise AssertionError("a job runs once")
+
+
+def _nothing() -> None:
+    pass
 
 
 def _log_fault(error: BaseException) -> None:

@@ -21,8 +21,8 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from hashlib import sha256 as digest_of
 from html import escape
@@ -37,14 +37,16 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Redirect
 
 from foundation.errors import InputError
 from foundation.reading.nifti import BIDS_CONTRASTS
-from foundation.reading.stranger import study_from_stranger
+from foundation.study import checked_contrast
 from heads.adapters.folder import LoadedModel
 from heads.adapters.shared import FeatureCache
 from serve.cases import DAY_S, CaseStore
 from serve.doors import GRADIO, Allowance, Belongings, Door, Sessions
-from serve.jobs import Busy, Job, Jobs, Tell, Work
-from serve.pipeline import load_models, read_study, record_before
+from serve.intake import Dropped, read_case
+from serve.jobs import Busy, Job, Jobs, Tell
+from serve.pipeline import load_models
 from serve.users import Guard, Users
+from serve.watch import Watcher
 
 LOCAL = "local"  # the user where there is no file of users
 UPLOAD_S = 3600.0  # that an upload is kept which no job took
@@ -88,6 +90,8 @@ class Server:
         self.token = settings.token or secrets.token_urlsafe(32)
         self.sessions, self.guard = Sessions(), Guard()
         self.belongings = Belongings(self.uploads)
+        self.watcher: Watcher | None = None
+        self._held: set[Path] = set()  # what a job in the line needs
         self._end = threading.Event()
         self._sweeper = threading.Thread(target=self._sweep_on, name="sweeper", daemon=True)
         self.app = self._application()
@@ -96,6 +100,8 @@ class Server:
     def close(self) -> None:
         """End what runs; uploads go, cases stay for their time."""
         self._end.set()
+        if self.watcher is not None:
+            self.watcher.close()
         self.jobs.close()
         self._sweeper.join(5)
         shutil.rmtree(self.uploads, ignore_errors=True)
@@ -129,31 +135,30 @@ class Server:
 
     # -------------------------------------------------------------------------------------------- reading
 
-    def work(self, user: str, folder: Path, *, record: Path | None, at: str | None, choose: Sequence[str],
-             visit: int | None, subject: str) -> Work:  # fmt: skip
-        """What the worker does with an upload; the upload is gone when it is done, however that ends."""
+    def submit(self, user: str, dropped: Dropped, folder: Path) -> Job:
+        """Let the worker read what lies in a folder of the uploads, which goes when that has ended in whatever way."""
 
         def read(tell: Tell) -> str:
-            try:
-                tell(0.05, "Reading the files")
-                files = sorted(folder.iterdir())
-                study = study_from_stranger(files[0] if len(files) == 1 else folder, choose, visit)
-                if subject:
-                    from dataclasses import replace
+            return read_case(self.store, self.models, self.cache, user, dropped, tell)
 
-                    study = replace(study, subject=subject)
-                known = None
-                if record is not None:
-                    tell(0.2, "Reading the record")
-                    known = record_before(record, at=at)
-                tell(0.3, "Looking at the images")
-                result = read_study(study, self.models, self.cache, record=known)
-                tell(0.9, "Keeping the case")
-                return self.store.add(user, result).id
-            finally:
-                shutil.rmtree(folder.parent, ignore_errors=True)
+        def after() -> None:
+            shutil.rmtree(folder, ignore_errors=True)
+            self._held.discard(folder)
 
-        return read
+        self._held.add(folder)
+        try:
+            return self.jobs.submit(user, read, after)
+        except BaseException:
+            after()
+            raise
+
+    def watch(self, folder: Path, user: str, quiet_s: float) -> None:
+        """Take the studies that somebody puts into a folder as this user's."""
+        if not self.is_user(user):
+            remedy = "Add them with larmor users, or name one who is there."
+            raise InputError("the watched folder's cases belong to a user", got=repr(user), remedy=remedy)
+        self.watcher = Watcher(folder, lambda dropped, place: self.submit(user, dropped, place), quiet_s=quiet_s)
+        self.watcher.start()
 
     def sweep(self, now: float | None = None) -> None:
         """Delete cases whose time is over, and uploads that nothing became of."""
@@ -162,7 +167,7 @@ class Server:
         with suppress(FileNotFoundError):
             for path in self.uploads.iterdir():
                 with suppress(FileNotFoundError):
-                    if now - path.stat().st_mtime > UPLOAD_S:
+                    if path not in self._held and now - path.stat().st_mtime > UPLOAD_S:
                         shutil.rmtree(path) if path.is_dir() else path.unlink()
         self.belongings.forget_missing()
 
@@ -311,19 +316,19 @@ class Server:
                         record = place / record_name
                     else:
                         record = None
-                    said = {key: str(form.get(key) or "") for key in ("at", "subject", "visit", "series")}
+                    said = {key: str(form.get(key) or "") for key in ("at", "contrast", "subject", "visit", "series")}
                 if said["visit"] and not said["visit"].isdigit():
                     raise InputError("a visit is a number", got="other text", remedy="1 is the earliest.")
-                work = self.work(
-                    user,
-                    place / "study",
-                    record=record,
-                    at=said["at"] or None,
-                    choose=said["series"].split(),
-                    visit=int(said["visit"]) if said["visit"] else None,
+                dropped = Dropped(
+                    files=tuple(sorted((place / "study").iterdir())),
+                    contrast=checked_contrast(said["contrast"] or "unknown"),
                     subject=said["subject"].strip()[:64],
+                    record=record,
+                    begun=said["at"] or None,
+                    choose=tuple(said["series"].split()),
+                    visit=int(said["visit"]) if said["visit"] else None,
                 )
-                job = self.jobs.submit(user, work)
+                job = self.submit(user, dropped, place)
             except BaseException:
                 shutil.rmtree(place, ignore_errors=True)
                 raise
@@ -398,6 +403,7 @@ def neutral_names(names: Sequence[str]) -> list[str]:
         name = name.replace("\\", "/").rpartition("/")[2]
         ending = next((one for one in SUFFIXES if name.lower().endswith(one)), "")
         parts = name[: len(name) - len(ending)].split("_")
+        ending = ending or ".dcm"  # DICOM files often have none; whether it is one is seen from its content
         kept = [f"{kind}-{_short_hash(value)}" for part in parts for kind, dash, value in [part.partition("-")]
                 if dash and kind in ("sub", "ses")]  # fmt: skip
         kept.append(f"{number:05d}")
@@ -447,8 +453,9 @@ def _login_html(words: str, action: str | None) -> str:
 def _page_html(title: str, body: str) -> str:
     return f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Larmor: {escape(title)}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>
-:root {{ color-scheme: light dark; }} body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 22rem; margin: 15vh auto; padding: 0 1rem; }}
-label {{ display: block; margin: .8rem 0; }} input {{ display: block; width: 100%; box-sizing: border-box; padding: .5rem; font: inherit; }}
+:root {{ color-scheme: light dark; }} body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 22rem;
+margin: 15vh auto; padding: 0 1rem; }} label {{ display: block; margin: .8rem 0; }}
+input {{ display: block; width: 100%; box-sizing: border-box; padding: .5rem; font: inherit; }}
 button {{ padding: .5rem 1.2rem; font: inherit; }} [role=alert] {{ border-left: 3px solid #e69f00; padding-left: .6rem; }}
 </style></head><body><h1>Larmor</h1>{body}</body></html>"""
 
@@ -517,36 +524,31 @@ def serve_command(
     if not 0 < keep_days <= 3650:
         raise InputError("cases are kept for some days", got=keep_days, remedy="Give --keep-days from 0.01 to 3650.")
     loaded = load_models(models, backbones)
-    if data is None:
-        with TemporaryDirectory(prefix="larmor-", ignore_cleanup_errors=True) as folder:  # readable by this user only
-            data = Path(folder)
-            settings = _settings(data, users, keep_days, max_upload, behind_proxy, root_path)
-            _run(Server(settings, loaded), host, port, _watching(watch, watch_user, quiet_s))
-    else:
-        settings = _settings(data, users, keep_days, max_upload, behind_proxy, root_path)
-        _run(Server(settings, loaded), host, port, _watching(watch, watch_user, quiet_s))
+    with ExitStack() as stack:
+        if data is None:  # readable by this user only, and gone when the server stops
+            data = Path(stack.enter_context(TemporaryDirectory(prefix="larmor-", ignore_cleanup_errors=True)))
+        settings = Settings(
+            data=data.resolve(),
+            users=users,
+            keep_s=keep_days * DAY_S,
+            max_request=max_upload * 2**20,
+            most_bytes_an_hour=4 * max_upload * 2**20,
+            behind_proxy=behind_proxy,
+            root_path=root_path.rstrip("/"),
+        )
+        server = Server(settings, loaded)
+        try:
+            if watch is not None:
+                server.watch(watch, watch_user or LOCAL, quiet_s)
+            _run(server, host, port)
+        finally:
+            server.close()
 
 
-def _settings(
-    data: Path, users: Path | None, keep_days: float, max_upload: int, behind_proxy: bool, root_path: str
-) -> Settings:
-    return Settings(
-        data=data.resolve(),
-        users=users,
-        keep_s=keep_days * DAY_S,
-        max_request=max_upload * 2**20,
-        most_bytes_an_hour=4 * max_upload * 2**20,
-        behind_proxy=behind_proxy,
-        root_path=root_path.rstrip("/"),
-    )
-
-
-def _run(server: Server, host: str, port: int, watching: Callable[[Server], None] | None) -> None:
+def _run(server: Server, host: str, port: int) -> None:
     import uvicorn
 
     log_without_names()
-    if watching is not None:
-        watching(server)
     config = uvicorn.Config(
         server.app,
         host=host,
@@ -559,12 +561,8 @@ def _run(server: Server, host: str, port: int, watching: Callable[[Server], None
         timeout_graceful_shutdown=5,
     )
     said = uvicorn.Server(config)
-    try:
-        thread = threading.Thread(target=_tell_when_up, args=(said, server, host, port), daemon=True)
-        thread.start()
-        said.run()  # until a signal
-    finally:
-        server.close()
+    threading.Thread(target=_tell_when_up, args=(said, server, host, port), daemon=True).start()
+    said.run()  # until a signal
 
 
 def _tell_when_up(said: Any, server: Server, host: str, port: int) -> None:

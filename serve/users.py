@@ -1,6 +1,6 @@
 """Who may use the page: names with scrypt hashes of their passwords in a file, and how often somebody may guess.
 
-    larmor users add anna --file users.json          asks for the password, or reads it from stdin; prints a token for the REST route
+    larmor users add anna --file users.json          asks for the password (or reads stdin); prints a token for REST
 
 The file holds no password and no token, only what they can be compared with. It is read again when it changes, so that a name
 that was removed is out at once. Who guesses wrong five times waits, twice as long after each further guess, by name and by address.

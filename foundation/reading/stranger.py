@@ -55,7 +55,7 @@ def hand_over(source: str) -> dict[str, Any]:
         one.voxels.tofile(f"{number}.f32")
         facts = {"shape": list(one.shape), "affine": one.affine.tolist(), "contrast": one.contrast, "name": one.name,
                  "acquisition": asdict(one.acquisition), "side_is_known": one.side_is_known,
-                 "predicted": one.predicted}  # fmt: skip
+                 "predicted": one.predicted, "contrast_from": one.contrast_from}  # fmt: skip
         found.append(facts)
     return {"subject": study.subject, "session": study.session, "series": found}
 
