@@ -25,7 +25,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ehr.output import Version
+from ehr.trail import trail_bundle
 from foundation.errors import InputError
+from foundation.files import write_aside
 
 START = "0" * 64  # what the first row's hash covers
 WORD = re.compile(r"[A-Za-z0-9_.:+-]{0,80}")
@@ -157,6 +160,21 @@ class Audit:
             connection.execute("ATTACH ? AS second", (str(self.head),))
             connection.execute("PRAGMA synchronous = FULL")
             yield connection
+
+
+def audit_command(data: Path, noted: str | None = None, fhir: Path | None = None, version: Version = "R4B") -> None:
+    """The `larmor audit` command."""
+    path = data / "audit.sqlite"
+    if not path.is_file():
+        remedy = "Give the folder of serve --data."
+        raise InputError("the folder holds an audit", got="no audit.sqlite", remedy=remedy, file=data)
+    audit = Audit(path)
+    rows = audit.verify(noted)
+    print(f"{rows} rows, all whole. The last one's hash, to be noted elsewhere:\n{audit.tip}")
+    if fhir is not None:
+        with write_aside(fhir) as aside:
+            aside.write_text(json.dumps(trail_bundle(audit.entries(), version=version), indent=1) + "\n")
+        print(f"wrote {fhir}")
 
 
 def sha256_of(content: bytes | str) -> str:

@@ -88,6 +88,7 @@ class _SeriesRecord(Config):
     affine: tuple[tuple[float, ...], ...]
     side_is_known: bool
     predicted: bool
+    contrast_from: str
     voxels: str
     display: str
 
@@ -683,6 +684,7 @@ def _written(result: StudyReading, folder: Path) -> _Document:
                 affine=tuple(map(tuple, one.affine.tolist())),
                 side_is_known=one.side_is_known,
                 predicted=one.predicted,
+                contrast_from=one.contrast_from,
                 voxels=f"series-{number}.b2nd",
                 display=f"display/series-{number}.nii.gz",
             )
@@ -735,6 +737,7 @@ def _study(document: _Document, folder: Path) -> Study:
             one.side_is_known,
             source=source if number == 0 else None,
             predicted=one.predicted,
+            contrast_from=one.contrast_from,
         )
         for number, one in enumerate(document.series)
     )

@@ -19,8 +19,8 @@ from ehr.index import Admitted
 from foundation.errors import InputError
 from foundation.files import write_folder_aside
 from foundation.findings import Reading
-from foundation.reading.collection import study_from_path
 from foundation.reading.nifti import is_nifti_name
+from foundation.reading.stranger import study_from_stranger
 from foundation.study import Study
 from heads.adapters.folder import LoadedModel
 from heads.adapters.shared import FeatureCache
@@ -39,7 +39,7 @@ CHANGE = f"{BESIDE}/change.json"
 @dataclass(frozen=True)
 class Dropped:
     """Files as they were uploaded. `begun` is when the study began, where its record does not say; `contrast` is of files whose
-    name does not say."""
+    name does not say; `choose` and `visit` are of DICOM, as for `larmor read`."""
 
     files: tuple[Path, ...] = ()
     contrast: str = "unknown"
@@ -47,6 +47,8 @@ class Dropped:
     record: Path | None = None
     begun: str | None = None
     earlier: tuple[Path, ...] = ()
+    choose: tuple[str, ...] = ()
+    visit: int | None = None
 
 
 def read_case(
@@ -54,7 +56,7 @@ def read_case(
 ) -> str:
     """The id of the case that was made."""
     tell(0.05, "Reading the files")
-    study = study_of(dropped.files, dropped.contrast, dropped.subject)
+    study = study_of(dropped.files, dropped.contrast, dropped.subject, dropped.choose, dropped.visit)
     record = None
     if dropped.record is not None:
         tell(0.15, "Reading the record")
@@ -127,12 +129,21 @@ def change_of(case: Case) -> tuple[Change, bytes, bytes] | None:
     return change, (path.parent / "prior.png").read_bytes(), (path.parent / "current.png").read_bytes()
 
 
-def study_of(files: Sequence[Path], contrast: str = "unknown", subject: str = "") -> Study:
+def study_of(
+    files: Sequence[Path],
+    contrast: str = "unknown",
+    subject: str = "",
+    choose: Sequence[str] = (),
+    visit: int | None = None,
+) -> Study:
     """The study that uploaded files make: NIfTI files, or a zip of DICOM, or DICOM files; `contrast` is of those whose name does
     not say.
 
-    They come each from a folder of its own and are brought together, because names tell whether two subjects got mixed.
+    They come each from a folder of its own and are brought together, because names tell whether two subjects got mixed. A folder,
+    as an archive hands it over, is DICOM or NIfTI as it is.
     """
+    if len(files) == 1 and files[0].is_dir():
+        return _as_said(study_from_stranger(files[0], choose, visit), contrast, subject)
     if not files:
         raise InputError(
             "a study has at least one series", got="no file", remedy="Drop NIfTI files, or a zip of DICOM files."
@@ -156,7 +167,12 @@ def study_of(files: Sequence[Path], contrast: str = "unknown", subject: str = ""
             except OSError as error:  # most likely it was dropped yesterday
                 got = error.strerror or error
                 raise InputError("an upload is still there", got=got, remedy="Drop it again.", file=file) from None
-        study = study_from_path(folder / files[0].name if len(files) == 1 else folder)
+        study = study_from_stranger(folder / files[0].name if len(files) == 1 else folder, choose, visit)
+    return _as_said(study, contrast, subject)
+
+
+def _as_said(study: Study, contrast: str, subject: str) -> Study:
+    """With what the user says of it where the files do not."""
     said = "" if contrast == "unknown" else "what was said of it"
     series = tuple(
         one if one.contrast != "unknown" else replace(one, contrast=contrast, contrast_from=said)
