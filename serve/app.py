@@ -108,7 +108,7 @@ def build_app(models: Sequence[LoadedModel], store: CaseStore, jobs: Jobs) -> gr
             read_button = gr.Button("Read the study", variant="primary")
             gr.HTML(_models_html(models))
         progress = gr.HTML(elem_id="progress")
-        cancel = gr.Button("Cancel", size="sm", visible=False)
+        cancel = gr.Button("Cancel", size="sm", visible=False, elem_id="cancel")
         with gr.Column(elem_id="welcome") as welcome:
             gr.HTML(WELCOME)
             with gr.Row():

@@ -31,7 +31,13 @@ EVENTS = re.compile(r"<[^>]*\son\w+\s*=", re.IGNORECASE)
 
 
 def finding(id: str = "m.plaque.right", name: str = "plaque", **more: object) -> Finding:
-    fields: dict[str, object] = {"anatomy": "brain", "side": "right", "presence": "present", "source": "m", "abnormal": True}
+    fields: dict[str, object] = {
+        "anatomy": "brain",
+        "side": "right",
+        "presence": "present",
+        "source": "m",
+        "abnormal": True,
+    }
     return Finding.model_validate({"id": id, "name": name, **fields, **more})
 
 
@@ -63,7 +69,11 @@ def test_text_from_outside_is_inert_everywhere(evil: str):
     ]
     for page in pages:
         assert is_inert(page), page
-        assert evil in unescape(page) or evil in json.dumps(unescape(page)) or evil in json.loads(json.dumps(unescape(page)))
+        assert (
+            evil in unescape(page)
+            or evil in json.dumps(unescape(page))
+            or evil in json.loads(json.dumps(unescape(page)))
+        )
 
 
 def test_a_sentence_leads_to_the_finding_that_it_words():
@@ -119,7 +129,9 @@ def test_an_outlook_is_drawn_and_says_what_the_record_adds():
 
 
 def test_change_is_counted_and_leads_to_the_lesion():
-    lesion = LesionChange(name="plaque", source="m", fate="new", prior_ml=0.0, current_ml=0.5, centroid_mm=(1.0, 2.0, 3.0))
+    lesion = LesionChange(
+        name="plaque", source="m", fate="new", prior_ml=0.0, current_ml=0.5, centroid_mm=(1.0, 2.0, 3.0)
+    )
     volume = VolumeChange(name="ventricle", side="right", source="m", prior_ml=10.0, current_ml=12.0)
     change = Change(subject="017", prior_session="", current_session="", volumes=(volume,), lesions=(lesion, lesion),
                     not_compared=("x",))  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import subprocess
 import sys
@@ -19,10 +18,7 @@ import pytest
 from foundation.reading.nifti import write_labels, write_volume
 from foundation.study import Series
 from serve.viewer import BUNDLE, gone, scene
-
-CHROMIUM = shutil.which("chromium")
-FLAGS = ["--no-sandbox", "--headless=new", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
-         "--disable-background-networking", "--disable-component-update"]  # fmt: skip
+from tests.serve.browsing import CHROMIUM, FLAGS
 
 
 @contextmanager
