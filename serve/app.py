@@ -106,13 +106,18 @@ def build_app(models: Sequence[LoadedModel], store: CaseStore, jobs: Jobs) -> gr
                 )
                 subject = gr.Textbox(label="Subject", placeholder="as the files are named", max_lines=1, max_length=64)
             read_button = gr.Button("Read the study", variant="primary")
+            home = gr.Button("Examples", size="sm")
             gr.HTML(_models_html(models))
         progress = gr.HTML(elem_id="progress")
         cancel = gr.Button("Cancel", size="sm", visible=False, elem_id="cancel")
         with gr.Column(elem_id="welcome") as welcome:
             gr.HTML(WELCOME)
+            example_buttons: dict[str, gr.Button] = {}
             with gr.Row():
-                example_buttons = {name: gr.Button(one.title, min_width=200) for name, one in EXAMPLES.items()}
+                for name, one in EXAMPLES.items():
+                    with gr.Column(min_width=200):
+                        example_buttons[name] = gr.Button(one.title)
+                        gr.HTML(f'<p class="quiet">{escape(one.words)}</p>')
         with gr.Column(visible=False, elem_id="desk") as desk:
             head = gr.HTML(elem_id="head")
             with gr.Row():
@@ -222,6 +227,11 @@ def build_app(models: Sequence[LoadedModel], store: CaseStore, jobs: Jobs) -> gr
                 return show(CaseView.of(store, _user(request), case_id), plain) if case_id else began(request)
             except InputError:
                 return began(request) | {address: ""}
+
+        def left(request: gr.Request) -> dict[Any, Any]:
+            """Back to where the examples are."""
+            closed = {welcome: gr.update(visible=True), desk: gr.update(visible=False), viewer: None}
+            return closed | {opened: None, shown: None, address: "", worklist: worklist_of(_user(request), None)}
 
         def open_case(plain: bool, event: gr.EventData, request: gr.Request) -> dict[Any, Any]:
             with _complaints("The case"):
@@ -337,6 +347,7 @@ def build_app(models: Sequence[LoadedModel], store: CaseStore, jobs: Jobs) -> gr
         read_button.click(read, what, SHOWN, **PRIVATE_EVENT)
         for name, button in example_buttons.items():
             button.click(reading_example(name), is_plain, SHOWN, **PRIVATE_EVENT)
+        home.click(left, None, SHOWN, **PRIVATE_EVENT)
         cancel.click(stop, None, None, queue=False, **PRIVATE_EVENT)
         worklist.open(open_case, is_plain, SHOWN, **PRIVATE_EVENT)
         report.reword(reword, opened, TEXT, **PRIVATE_EVENT)
