@@ -76,7 +76,7 @@ def pictures(link: str) -> Iterator[tuple[str, bytes]]:
 
         read("White matter disease")
         read("A tumour, with an earlier study")
-        sentence = page.locator("#report .findings button.said-text, #report .impression button.said-text")
+        sentence = page.locator("#report .findings a.said-text, #report .impression a.said-text")
         if sentence.count():
             sentence.first.click()
         page.wait_for_timeout(1500)

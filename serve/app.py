@@ -108,7 +108,7 @@ def build_app(models: Sequence[LoadedModel], store: CaseStore, jobs: Jobs) -> gr
             read_button = gr.Button("Read the study", variant="primary")
             home = gr.Button("Examples", size="sm")
             gr.HTML(_models_html(models))
-        progress = gr.HTML(elem_id="progress")
+        progress = gr.HTML(elem_id="progress", apply_default_css=False)
         cancel = gr.Button("Cancel", size="sm", visible=False, elem_id="cancel")
         with gr.Column(elem_id="welcome") as welcome:
             gr.HTML(WELCOME)
@@ -119,13 +119,13 @@ def build_app(models: Sequence[LoadedModel], store: CaseStore, jobs: Jobs) -> gr
                         example_buttons[name] = gr.Button(one.title)
                         gr.HTML(f'<p class="quiet">{escape(one.words)}</p>')
         with gr.Column(visible=False, elem_id="desk") as desk:
-            head = gr.HTML(elem_id="head")
+            head = gr.HTML(elem_id="head", apply_default_css=False)
             with gr.Row():
                 with gr.Column(scale=7, min_width=480):
                     viewer = image_viewer()
                     with gr.Column(visible=False) as fallback:
                         why = gr.HTML()
-                        planes = gr.HTML(elem_id="planes")
+                        planes = gr.HTML(elem_id="planes", apply_default_css=False)
                         with gr.Row():
                             at_mm = [gr.Slider(label=axis, buttons=[], minimum=-200, maximum=200) for axis in AXES]
                         with gr.Row():
@@ -142,13 +142,13 @@ def build_app(models: Sequence[LoadedModel], store: CaseStore, jobs: Jobs) -> gr
                             reason = gr.Textbox(label="Why it is amended", max_lines=2, max_length=2000, scale=3)
                             amend = gr.Button("Amend", size="sm", scale=1)
                     with gr.Tab("Outlook", visible=False) as outlook_tab:
-                        outlook = gr.HTML(elem_id="outlook")
+                        outlook = gr.HTML(elem_id="outlook", apply_default_css=False)
                     with gr.Tab("Since then", visible=False) as change_tab:
                         change = panels.panel(elem_id="change")
                     with gr.Tab("Series"):
-                        series_list = gr.HTML(elem_id="series")
+                        series_list = gr.HTML(elem_id="series", apply_default_css=False)
                     with gr.Tab("Take away") as outputs_tab:
-                        outputs = gr.HTML(elem_id="outputs")
+                        outputs = gr.HTML(elem_id="outputs", apply_default_css=False)
         is_plain = gr.State(False)  # this browser has no WebGL2
 
         # -------------------------------------------------------------------------------- what is shown of a case

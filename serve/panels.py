@@ -48,7 +48,7 @@ _TEMPLATES = Environment(
 def panel(html: str = "", **options: Any) -> gr.HTML:
     """Markup whose buttons do something; `serve/static/panel.js` says what."""
     script = (HERE / "static" / "panel.js").read_text(encoding="utf-8")
-    return gr.HTML(html, js_on_load=script, **options)
+    return gr.HTML(html, js_on_load=script, apply_default_css=False, **options)
 
 
 def _rendered(template: str, **values: Any) -> str:

@@ -10,6 +10,7 @@ see the case gets none of them. Without a graphics processor 160 x 192 x 160 vox
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,13 @@ def image_viewer(**options: Any) -> gr.HTML:
 
     No subclass of gr.HTML: gradio would write a stub file beside this module, wherever that was installed.
     """
-    gr.set_static_paths([STATIC])  # the bundle is nobody's secret, and only scripts lie there
+    gr.set_static_paths([STATIC])  # the bundle is nobody's secret, and only scripts and styles lie there
+    markup = (HERE / "templates" / "viewer.html").read_text(encoding="utf-8")
     return gr.HTML(
-        html_template=(HERE / "templates" / "viewer.html").read_text(encoding="utf-8"),
+        # In the markup, because a component that was hidden at first is not told its other properties.
+        html_template=markup.replace("BUNDLE", escape(BUNDLE.as_posix())),
         js_on_load=(STATIC / "viewer.js").read_text(encoding="utf-8"),
-        bundle=str(BUNDLE),
+        apply_default_css=False,
         elem_id="viewer",
         **options,
     )

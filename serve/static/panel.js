@@ -45,6 +45,14 @@ element.addEventListener("click", (event) => {
   else if ("edit" in target.dataset) edit(target);
 });
 
+// A sentence is an anchor and no button, because a button does not break into lines.
+element.addEventListener("keydown", (event) => {
+  if ((event.key === "Enter" || event.key === " ") && event.target.matches("a[data-go]")) {
+    event.preventDefault();
+    event.target.click();
+  }
+});
+
 element.addEventListener("input", (event) => {
   const wipe = event.target.closest("[data-wipe]");
   if (wipe) wipe.style.setProperty("--cut", `${event.target.value}%`);

@@ -60,7 +60,7 @@ async function start() {
   const slow = /swiftshader|llvmpipe|software/i.test(info ? trial.getParameter(info.UNMASKED_RENDERER_WEBGL) : "");
   trial.getExtension("WEBGL_lose_context")?.loseContext();
   // The bundle's address is made here, because only the browser knows under which path the page was mounted.
-  if (!window.niivue) await script(`${window.gradio_config.root}/gradio_api/file=${props.bundle}`);
+  if (!window.niivue) await script(`${window.gradio_config.root}/gradio_api/file=${$(".viewer").dataset.bundle}`);
   nv = new window.niivue.Niivue({
     isRadiologicalConvention: true, // else the patient's left is on the left
     multiplanarShowRender: slow ? 0 : 1, // without a graphics processor the volume is drawn only when it is asked for

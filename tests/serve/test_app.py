@@ -71,7 +71,7 @@ def test_an_example_is_read_corrected_signed_and_taken_away(tmp_path: Path):
         page.wait_for_function("window.scrollY > 0 || document.querySelector('main, .gradio-container').scrollTop > 0")
 
         before = viewer.get_attribute("data-at")
-        left = page.locator("#report button.said-text", has_text=re.compile("left", re.IGNORECASE)).first
+        left = page.locator("#report a.said-text", has_text=re.compile("left", re.IGNORECASE)).first
         left.focus()
         page.keyboard.press("Enter")
         expect(viewer).not_to_have_attribute("data-at", before)
