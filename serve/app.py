@@ -61,7 +61,7 @@ PRIVATE: dict[str, Any] = {
 }
 # The case that is open stands in the page's address, so that reloading does not lose it.
 FROM_ADDRESS = "() => [window.location.hash.slice(1), null]"
-TO_ADDRESS = "(id) => { window.history.replaceState(null, '', id ? '#' + id : window.location.pathname); }"
+TO_ADDRESS = (Path(__file__).parent / "static" / "address.js").read_text(encoding="utf-8")
 
 
 def build_app(models: Sequence[LoadedModel], store: CaseStore, jobs: Jobs) -> gr.Blocks:
