@@ -67,7 +67,8 @@ async function start() {
     multiplanarPadPixels: 6,
     backColor: [0, 0, 0, 1],
     crosshairColor: [0.95, 0.75, 0.2, 0.9],
-    crosshairWidth: 1,
+    crosshairWidth: 0.8,
+    crosshairWidthUnit: "mm", // a voxel of a thick series would hide what it points at
     fontSizeScaling: 0.3,
     dragMode: WINDOWING,
     scrollRequiresFocus: true, // the wheel scrolls the page until the images are clicked
