@@ -28,6 +28,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 GRADIO = "/gradio_api"
+FORMS = ("/login", "/logout")
 OPEN = ("/login",)  # what nobody needs to be logged in for
 PAGE = re.compile(
     r"/|/config/?|/theme\.css|/robots\.txt|/favicon\.ico|/manifest\.json|/(assets|static|svelte)/.*|"
@@ -388,6 +389,8 @@ class Door:
         ours = dict(HEADERS)
         is_gradio = PAGE.fullmatch(path) is not None
         ours["content-security-policy"] = POLICY.format(nonce=nonce) if is_gradio else STRICT
+        if path in FORMS:  # else browsers hide where a form came from even from us
+            ours["referrer-policy"] = "same-origin"
         if self.is_https:
             ours["strict-transport-security"] = "max-age=31536000"
         if not path.startswith(("/assets/", "/static/")):
@@ -413,10 +416,11 @@ def _headers(scope: Scope) -> dict[str, str]:
 
 def _check_origin(scope: Scope, headers: dict[str, str]) -> None:
     """What a browser sends for another site's page is refused; the cookie's SameSite says the same to newer ones."""
-    if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-        raise Refused(403, "From another site.")
-    origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != headers.get("host", ""):
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if site is not None:  # where it is said, Origin may be null, because our pages send no referrer
+        if site not in ("same-origin", "none"):
+            raise Refused(403, "From another site.")
+    elif origin is not None and urlsplit(origin).netloc != headers.get("host", ""):
         raise Refused(403, "From another site.")
 
 
