@@ -15,7 +15,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test gallery bench demo real format requirements clean
+.PHONY: help setup test gallery bench demo real weights format requirements clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1 \2/p' $(MAKEFILE_LIST) | while read -r name text; do printf '  make %-14s%s\n' "$$name" "$$text"; done
@@ -53,6 +53,9 @@ demo: setup  ## the whole main job on embedded synthetic patients, in minutes on
 
 real: setup  ## the main job on real MRI: make real DATA=FOLDER (examples/real.py says what it holds)
 	$(BIN)/python -m examples.real $(DATA)
+
+weights: setup  ## the models that come with Larmor, made anew: make weights DATA=FOLDER (examples/embedded.py says what it holds)
+	$(BIN)/python -m examples.embedded $(DATA)
 
 format: setup  ## rewrite the code the way `make test` wants it
 	$(BIN)/ruff check --fix --exit-zero --quiet

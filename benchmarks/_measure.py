@@ -76,7 +76,7 @@ def compare(name: str, *, ours: Work, theirs: Work, target: float | None = None,
     return Row(name, ours_s, theirs_s, ratio, target, facts)
 
 
-def alone(name: str, ours: Work, *, target: float) -> Row:
+def alone(name: str, ours: Work, *, target: float | None = None) -> Row:
     """How many seconds `ours` takes."""
     seconds = [_seconds(ours) for _ in range(WARM_UPS + PAIRS)][WARM_UPS:]
     return Row(name, Quartiles.of(seconds), None, None, target, {})

@@ -66,7 +66,7 @@ def audit_of(records: Records, admitted: Sequence[Admitted]) -> dict[str, Any]:
 
 
 def cohort_command(out: Path, *, record: str = "mixed", **settings: object) -> None:
-    """The `larmor cohort` command: the cohort, and a record beside every patient unless `record` is "none"."""
+    """A cohort, and a record beside every patient unless `record` is "none"."""
     from ehr.synthesis import VERSIONS, write_records
     from foundation.cohort.writing import cohort_command as write_images
 

@@ -31,6 +31,7 @@ __all__ = [
 OLDEST_YEARS = 90.0  # anyone above 89 counts as this
 COMPARATORS = {"": 0, "<": -1, "<=": -1, ">": 1, ">=": 1}
 FARTHEST = 20.0  # reference ranges away from the middle: beyond, a value says no more
+OF_ANALYTE = ("last", "change", "days since", "is known")
 WINDOWS_DAYS = (1.0, 30.0, 365.0, 1826.0, math.inf)
 
 
@@ -136,9 +137,11 @@ def _without_repetitions(events: Sequence[Event]) -> list[Event]:
 
 @dataclass(frozen=True)
 class Table:
-    """One row per patient; NaN where nothing is known. A column's name says what it holds."""
+    """One row per patient; NaN where nothing is known. A column's name says what it holds, its kind what sort of thing that is:
+    "person", "last", "change", "days since", "is known", "ever" (a count) or "window" (the same in less time)."""
 
     names: tuple[str, ...]
+    kinds: tuple[str, ...]
     values: Float[np.ndarray, "patients columns"]
 
     def column(self, name: str) -> Float[np.ndarray, " patients"]:
@@ -155,11 +158,13 @@ def tabulate(
     # Values of different analytes, which any of them falls back to, are not one column.
     analytes = [code for code in vocabulary.codes if code.startswith("ANALYTE|") and code != "ANALYTE|*"]
     codes = [code for code in vocabulary.codes[UNKNOWN + 1 :] if not code.startswith("PATIENT|")]
-    names = ["age_years", "is_male", "is_female"]
+    names, kinds = ["age_years", "is_male", "is_female"], ["person"] * 3
     for code in analytes:
-        names += [f"{code} {what}" for what in ("last", "change", "days since", "is known")]
+        names += [f"{code} {what}" for what in OF_ANALYTE]
+        kinds += OF_ANALYTE
     for code in codes:
         names += [f"{code} in {_window_name(days)}" for days in windows_days] + [f"{code} days since any"]
+        kinds += ["ever" if math.isinf(days) else "window" for days in windows_days] + ["days since"]
     values = np.full((len(patients), len(names)), np.nan)
     for row, admitted in zip(values, patients, strict=True):
         by_code = defaultdict(list)
@@ -177,7 +182,7 @@ def tabulate(
             found += [sum(one <= window for one in days) for window in windows_days]
             found.append(min(days, default=math.nan))
         row[:] = found
-    return Table(tuple(names), values)
+    return Table(tuple(names), tuple(kinds), values)
 
 
 def _of_analyte(events: Sequence[Event], index: float) -> list[float]:

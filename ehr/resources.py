@@ -559,13 +559,16 @@ def units_of(quantity: Json) -> tuple[str, ...]:
 
 
 def _texts(value: object) -> Iterator[str]:
-    """The text of a CodeableConcept, an Annotation, or whatever holds one of them."""
+    """The text of a CodeableConcept, or else what its first coding displays; of an Annotation; of whatever holds one of them."""
     for one in _list(value):
         if isinstance(one, str):
             yield one
         elif isinstance(one, dict):
+            codings = [coding for coding in _list(one.get("coding")) if isinstance(coding, dict)]
             if text_of(one.get("text")):
                 yield one["text"].strip()
+            elif shown := next(filter(None, (text_of(coding.get("display")) for coding in codings)), None):
+                yield shown
             yield from (text for name in ("concept", "value") for text in _texts(one.get(name)) if name in one)
 
 

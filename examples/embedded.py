@@ -4,7 +4,7 @@ FOLDER holds `synthseg_label_maps` (Apache-2.0), the anatomy of the synthetic pa
 model is scored and from which nothing is learnt. In order:
 
 - `brain-structures`: ten structures of the whole head, from T1w. Its encoder is the backbone of the others.
-- `abnormalities`, `quality`: adapters on that backbone, fitted on a cohort of several contrasts.
+- `abnormalities`, `contrast`, `quality`: adapters on that backbone, fitted on a cohort of several contrasts.
 - the writer of reports.
 
 Each is stored in bf16 and scored as it is stored; what it reached is in its card. Stopped, it continues.
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, metavar="FOLDER")
     parser.add_argument("--folder", type=Path, default=Path("runs/embedded"))
     parser.add_argument("--out", type=Path, default=EMBEDDED)
-    parser.add_argument("--subjects", type=int, default=200)
+    parser.add_argument("--subjects", type=int, default=90)
     parser.add_argument("--only", nargs="+", choices=list(STEPS), default=list(STEPS))
     arguments = parser.parse_args()
     for name in arguments.only:
@@ -87,14 +87,23 @@ def abnormalities(arguments: argparse.Namespace) -> None:
     )
 
 
+def contrast(arguments: argparse.Namespace) -> None:
+    adapter("contrast", arguments, [], about="Which contrast each series has, from its voxels alone.")
+
+
 def quality(arguments: argparse.Namespace) -> None:
-    adapter("quality", arguments, [], about="Which artefact spoils the first series of a study, and how badly.")
+    adapter(
+        "quality",
+        arguments,
+        ["training.steps=300", "training.batch_size=4"],
+        about="Which artefact spoils the first series of a study, and how badly.",
+    )
 
 
 def adapter(task: str, arguments: argparse.Namespace, overrides: Sequence[str], *, about: str) -> None:
     """Fit a task on the backbone as it is stored, so that the hash which its adapter asks for is that of the stored one."""
     manifest, folder = cohort(arguments), arguments.folder / task
-    backbone = arguments.out / "models" / BACKBONE
+    backbone = arguments.out / BACKBONE
     here = [f"data.manifest={manifest}", f"folder={folder}", f"encoder={backbone}", *overrides]
     if not (folder / "adapter" / "config.json").is_file():
         finetune(load_config(FinetuneConfig, CONFIGS / "finetune" / f"{task}.yaml", here))
@@ -114,7 +123,7 @@ def publish(fitted: Path, arguments: argparse.Namespace, manifest: Path, *, abou
     name = config.get("task", config)["name"]
     if "backbone" in config:
         config["backbone"]["path"] = BACKBONE  # it lies beside the adapter, wherever both are
-    out, scored = arguments.out / "models" / name, arguments.folder / "scores" / name
+    out, scored = arguments.out / name, arguments.folder / "scores" / name
     shrink_model_folder(fitted, out, config=config, card=SYNTHETIC)
     print(f"\n{name}, as stored, on {measured_on}:")
     evaluate_to_folder(name, manifest, scored, model=out, split="test")
@@ -136,7 +145,13 @@ def _interval(one: dict[str, float | None]) -> str:
     return "not estimable" if mean is None else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
 
-STEPS = {"structures": structures, "abnormalities": abnormalities, "quality": quality, "writer": writer}
+STEPS = {
+    "structures": structures,
+    "abnormalities": abnormalities,
+    "contrast": contrast,
+    "quality": quality,
+    "writer": writer,
+}
 
 
 if __name__ == "__main__":

@@ -1,26 +1,30 @@
-"""What a learned reconstruction is worth beside the classical methods: python -m examples.measure_reconstruction MODEL OUT
+"""What a learned reconstruction is worth beside the classical methods: python -m examples.measure_reconstruction OUT
 
-    python -m examples.measure_reconstruction runs/reconstruction/model runs/measured --also plain=runs/plain/model --data DATA
+    python -m examples.measure_reconstruction runs/measured --model runs/compare/model \\
+        --also U-Net=runs/compare/unet unconditioned=runs/compare/untold --data DATA
 
 On heads that were not trained on, of the family trained on and of the one held apart (other fields, times, lesion shapes,
 slice thickness), 8 coils, against the noise-free image:
 
-    table      R = 4 and 8, equispaced lines and Poisson disc, every method, intervals over heads, a slice each
-    lesions    lesions put into the measurement: missed ones, and invented ones, at R = 4
-    doubt      whether errors are as large as the network expects
-    tasks      what else it was trained for: partial Fourier, noise, a small matrix, thick slices, ghosts, motion
-    real       real k-space of --data, with pictures
+    table        R = 4 and 8, equispaced lines and Poisson disc, every method, intervals over heads, a slice each
+    lesions      lesions put into the measurement: missed ones, and invented ones, at R = 4
+    doubt        whether errors are as large as the network expects
+    tasks        what else it was trained for: partial Fourier, noise, a small matrix, thick slices, ghosts, motion
+    structures   whether a segmentation model (--segmenter) finds in whole heads what it finds in the noise-free image
+    real         real k-space of --data, with pictures
 
-Each head's figures are appended to OUT/rows.jsonl, so that a stopped run continues; the tables are made of all rows.
+Each method's figures of each head are appended to OUT/rows.jsonl, so that a stopped run continues and further models can be
+added; the tables are made of all rows. Without --model it measures the classical methods.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +45,14 @@ from foundation.raw import RawData
 from foundation.reconstruction.command import Solve, Undersampling, compare, write_result
 from foundation.reconstruction.methods import reconstruct
 from foundation.reconstruction.metrics import errors
+from foundation.study import Study
 from foundation.training import fold
+from heads.adapters.folder import LoadedModel, load_model
+from heads.base import EMBEDDED
 from heads.reconstruction.command import LEARNED, LearnedMethod
 from heads.reconstruction.network import Unrolled
 from heads.reconstruction.tasks import TASKS, draw_task
+from serve.pipeline import read_study
 
 Row = dict[str, Any]
 CLASSICAL = ("zero-filled", "cg-sense", "l1-wavelet")
@@ -58,46 +66,90 @@ RESAMPLES = 2000
 # Lesions: discs, 5 to 12 mm across, that differ by so much from what is around them.
 DIAMETERS_MM, CONTRAST = (5.0, 12.0), 0.4
 NOTICED = 0.5  # of the contrast: less of it is missed, more of it where nothing is is invented
+RING_MM = (7.5, 12.5)  # radii of what a spot is compared with
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--model", type=Path, help="of the method that is called learned")
     parser.add_argument("--also", nargs="*", default=[], metavar="NAME=MODEL", help="other models, as further rows")
     parser.add_argument("--heads", type=int, default=20, help="of each family (default: %(default)s)")
+    parser.add_argument("--whole-heads", type=int, default=5, help="of them, for 'structures' (default: %(default)s)")
     parser.add_argument("--families", nargs="*", default=list(FAMILIES), help="(default: both)")
-    parser.add_argument("--parts", nargs="*", default=["table", "lesions", "tasks", "real"])
+    parser.add_argument("--parts", nargs="*", default=["table", "lesions", "tasks", "structures", "real"])
     parser.add_argument("--spacing", type=float, default=2.0, help="of the heads, mm (default: %(default)s)")
+    parser.add_argument("--segmenter", type=Path, default=EMBEDDED / "brain-structures", help="(default: %(default)s)")
     parser.add_argument("--data", type=Path, help="with the kspace_* folders; without it nothing real is measured")
     chosen = parser.parse_args()
-    models = {LEARNED: chosen.model} | {name: Path(path) for name, path in (one.split("=", 1) for one in chosen.also)}
+    models = {} if chosen.model is None else {LEARNED: chosen.model}
+    models |= {name: Path(path) for name, path in (one.split("=", 1) for one in chosen.also)}
     learnt = {name: LearnedMethod(Unrolled.load(path)) for name, path in models.items()}
-    methods: dict[str, Solve] = {name: partial(reconstruct, method=name) for name in CLASSICAL} | learnt
-    either = methods | {"learned, hard": replace(learnt[LEARNED], hard=True, maps={})}
+    classical: dict[str, Solve] = {name: partial(reconstruct, method=name) for name in CLASSICAL}
+    every = classical | learnt
+    if LEARNED in learnt:
+        every[f"{LEARNED}, hard"] = replace(learnt[LEARNED], hard=True, maps={})
+    methods = {
+        "table": {name: every[name] for name in (*classical, *learnt)},
+        "lesions": every,
+        "tasks": {name: method for name, method in learnt.items() if name == LEARNED},
+        "structures": {name: every[name] for name in every if name != "l1-wavelet"},  # a minute a head
+    }
+    segmenter = load_model(chosen.segmenter)
+    measure: dict[str, Callable[[Held, Any], Iterable[Row]]] = {
+        "table": table_rows,
+        "lesions": lesion_rows,
+        "tasks": task_rows,
+        "structures": lambda held, method: structure_rows(held, method, segmenter),
+    }
     chosen.out.mkdir(parents=True, exist_ok=True)
     rows = chosen.out / "rows.jsonl"
-    measure: dict[str, Callable[[RawData, int], Iterable[Row]]] = {
-        "table": lambda raw, seed: table_rows(raw, seed, methods, learnt[LEARNED]),
-        "lesions": lambda raw, seed: lesion_rows(raw, seed, either),
-        "tasks": lambda raw, seed: task_rows(raw, seed, learnt[LEARNED].network),
-    }
-    done = {(row["family"], row["head"], row["part"]) for row in read_rows(rows)}
-    parts = [part for part in chosen.parts if part in measure]
+    done = {(row["family"], row["head"], row["part"], row["method"]) for row in read_rows(rows)}
+    parts = [part for part in chosen.parts if part in methods]
     for number in progress_over(range(chosen.heads)):
         for family in chosen.families:
-            left = [part for part in parts if (family, number, part) not in done]
-            if not left:
-                continue
-            raw = held_out_scan(number, family, chosen.spacing)
-            for part in left:
-                found = list(measure[part](raw, number))
-                with rows.open("a") as file:
-                    for row in found:
-                        file.write(json.dumps({"family": family, "head": number, "part": part, **row}) + "\n")
+            held = Held(number, family, chosen.spacing)
+            for part in parts:
+                if part == "structures" and number >= chosen.whole_heads:
+                    continue
+                for name, method in methods[part].items():
+                    if (family, number, part, name) in done:
+                        continue
+                    about = {"family": family, "head": number, "part": part, "method": name}
+                    found = [json.dumps(about | row) + "\n" for row in measure[part](held, method)]
+                    with rows.open("a") as file:
+                        file.writelines(found)
     print("\n\n".join(tables(read_rows(rows))))
     if chosen.data is not None and "real" in chosen.parts:
-        print(real(chosen.data, chosen.out, either))
+        print(real(chosen.data, chosen.out, {name: every[name] for name in every if name not in CLASSICAL}))
+
+
+@dataclass(frozen=True)
+class Held:
+    """A head that no training has seen, and what is made of it once for all methods."""
+
+    number: int
+    family: str
+    spacing_mm: float
+
+    @cached_property
+    def raw(self) -> RawData:
+        return held_out_scan(self.number, self.family, self.spacing_mm)
+
+    @cached_property
+    def whole(self) -> RawData:
+        return whole_head(self)
+
+    @cached_property
+    def accelerated(self) -> dict[tuple[str, int], RawData]:
+        return {
+            (mask, acceleration): self.raw.keep(undersampling(self.raw, mask, acceleration, self.number).draw(self.raw))
+            for mask, acceleration in CONDITIONS
+        }
+
+    @cached_property
+    def lesions(self) -> Lesions:
+        return Lesions.put_into(self.raw, self.number)
 
 
 def held_out_scan(number: int, family: str, spacing_mm: float) -> RawData:
@@ -120,16 +172,21 @@ def undersampling(raw: RawData, mask: str, acceleration: int, seed: int) -> Unde
 # ------------------------------------------------------------------------------------------------ the table
 
 
-def table_rows(raw: RawData, seed: int, methods: Mapping[str, Solve], learnt: LearnedMethod) -> Iterator[Row]:
+def table_rows(held: Held, solve: Solve) -> Iterator[Row]:
+    truth = target_of(held.raw).numpy()
+    for (mask, acceleration), kept in held.accelerated.items():
+        began = time.perf_counter()
+        image = solve(kept).numpy()
+        row = {"mask": mask, "R": acceleration, "seconds": (time.perf_counter() - began) / len(image)}
+        row |= errors(truth, image)
+        if isinstance(solve, LearnedMethod):
+            row["doubt"] = doubted(truth, image, solve)
+        yield row
+
+
+def target_of(raw: RawData) -> Float[torch.Tensor, "slices rows columns"]:
     assert raw.target is not None
-    truth = raw.target.numpy()
-    for mask, acceleration in CONDITIONS:
-        kept = raw.keep(undersampling(raw, mask, acceleration, seed).draw(raw))
-        for name, solve in methods.items():
-            image = solve(kept).numpy()
-            yield {"mask": mask, "R": acceleration, "method": name, **errors(truth, image)}
-            if solve is learnt:
-                yield {"mask": mask, "R": acceleration, "method": "doubt", **doubted(truth, image, learnt)}
+    return raw.target
 
 
 def doubted(truth: np.ndarray, image: np.ndarray, learnt: LearnedMethod) -> dict[str, float]:
@@ -156,46 +213,57 @@ def _patch_means(values: Float[np.ndarray, "slices rows columns"], edge: int = 8
 # ------------------------------------------------------------------------------------------------ lesions
 
 
-def lesion_rows(raw: RawData, seed: int, methods: Mapping[str, Solve]) -> Iterator[Row]:
-    """A lesion in the slice, and the same head without it, at R = 4.
+@dataclass(frozen=True)
+class Lesions:
+    """A scan at R = 4 with a lesion in each slice, and the same scan without it. As many lesions are dark as bright."""
 
-    Missed: less than half of the contrast at its place. Invented: a blob of half the contrast or more, 5 mm or more
-    across, in the image of the head without it, where the truth has none. As many lesions are dark as bright.
-    """
-    assert raw.target is not None and raw.affine is not None
-    rng = default_rng(fold(seed, 7))
-    spacing_mm = float(np.linalg.norm(raw.affine[:3, 0]))
-    everything = calibration_box(torch.ones(raw.shape, dtype=torch.bool))
-    maps = torch.stack([espirit_maps(one, everything) for one in raw.kspace])
-    image = combine(to_image(raw.kspace), maps, axis=1)
-    inside = brain(raw.target.numpy(), spacing_mm)
-    places = [lesion(rng, one, spacing_mm) for one in inside]
-    signs = torch.tensor([1.0 if rng.random() < 0.5 else -1.0 for _ in places])[:, None, None]
-    discs = torch.from_numpy(np.stack([disc for _, disc in places])).float()
-    local = torch.stack([one[disc > 0.5].mean() for one, disc in zip(raw.target, discs)])[:, None, None]
-    change = signs * CONTRAST * local * discs
-    with_it = replace(
-        raw,
-        kspace=raw.kspace
-        + to_kspace(maps * (change * torch.polar(torch.ones_like(image.real), image.angle()))[:, None]),
-    )
-    mask = undersampling(raw, "equispaced", 4, seed).draw(raw)
-    for name, solve in methods.items():
-        there, absent = solve(with_it.keep(mask)), solve(raw.keep(mask))
-        core = discs > 0.5
-        shown = torch.stack([((a - t)[c].mean() / w[c].mean()) for a, t, c, w in zip(there, raw.target, core, change)])
-        followed = torch.stack([((a - b)[c].mean() / w[c].mean()) for a, b, c, w in zip(there, absent, core, change)])
-        blobs = sum(
-            invented((one - t).numpy(), float(NOTICED * CONTRAST * level), where, spacing_mm)
-            for one, t, level, where in zip(absent, raw.target, local.flatten(), inside)
-        )
-        yield {
-            "method": name,
-            "lesions": len(places),
-            "missed": int((shown < NOTICED).sum()),
-            "invented": blobs,
-            "followed": followed.tolist(),
-        }
+    there: RawData
+    absent: RawData
+    target: Float[torch.Tensor, "slices rows columns"]
+    change: Float[torch.Tensor, "slices rows columns"]
+    inside: Bool[np.ndarray, "slices rows columns"]
+    spacing_mm: float
+
+    @classmethod
+    def put_into(cls, raw: RawData, seed: int) -> Lesions:
+        assert raw.affine is not None
+        target, rng = target_of(raw), default_rng(fold(seed, 7))
+        spacing_mm = float(np.linalg.norm(raw.affine[:3, 0]))
+        everything = calibration_box(torch.ones(raw.shape, dtype=torch.bool))
+        maps = torch.stack([espirit_maps(one, everything) for one in raw.kspace])
+        image = combine(to_image(raw.kspace), maps, axis=1)
+        inside = brain(target.numpy(), spacing_mm)
+        places = [lesion(rng, one, spacing_mm) for one in inside]
+        signs = torch.tensor([1.0 if rng.random() < 0.5 else -1.0 for _ in places])[:, None, None]
+        discs = torch.from_numpy(np.stack([disc for _, disc in places])).float()
+        local = torch.stack([one[disc > 0.5].mean() for one, disc in zip(target, discs)])[:, None, None]
+        change = signs * CONTRAST * local * discs
+        phase = torch.polar(torch.ones_like(image.real), image.angle())
+        with_it = replace(raw, kspace=raw.kspace + to_kspace(maps * (change * phase)[:, None]))
+        mask = undersampling(raw, "equispaced", 4, seed).draw(raw)
+        return cls(with_it.keep(mask), raw.keep(mask), target, change, inside, spacing_mm)
+
+
+def lesion_rows(held: Held, solve: Solve) -> Iterator[Row]:
+    """Missed: less than half of the contrast at its place. Invented: what stands out as such a lesion would, in the image of
+    the head without it, where the truth has nothing that stands out half as much."""
+    lesions = held.lesions
+    there, absent, target, change = solve(lesions.there), solve(lesions.absent), lesions.target, lesions.change
+    shown, followed = [], []
+    for a, b, t, w in zip(there, absent, target, change):
+        core = w.abs() > 0.5 * w.abs().max()
+        shown.append(float((a - t)[core].mean() / w[core].mean()))
+        followed.append(float((a - b)[core].mean() / w[core].mean()))
+    blobs = [
+        invented(one.numpy(), t.numpy(), where, lesions.spacing_mm)
+        for one, t, where in zip(absent, target, lesions.inside)
+    ]
+    yield {
+        "lesions": len(shown),
+        "missed": sum(share < NOTICED for share in shown),
+        "invented": sum(blobs),
+        "followed": followed,
+    }
 
 
 def brain(
@@ -219,19 +287,58 @@ def lesion(
 
 
 def invented(
-    error: Float[np.ndarray, "rows columns"],
-    threshold: float,
+    image: Float[np.ndarray, "rows columns"],
+    truth: Float[np.ndarray, "rows columns"],
     inside: Bool[np.ndarray, "rows columns"],
     spacing_mm: float,
 ) -> int:
-    """Blobs of error of one sign, at least 5 mm across: eroded by that they leave something."""
-    width = max(2, round(DIAMETERS_MM[0] / spacing_mm))
-    found = 0
+    """Places that stand out by half a lesion's contrast or more where the truth, at most a pixel away, does not by half of that."""
+    least, found = NOTICED * CONTRAST * np.median(truth[inside]), 0
     for sign in (1, -1):
-        there = (sign * error > threshold) & inside
-        blobs = ndimage.binary_opening(there, np.ones((width, width)))
-        found += int(ndimage.label(blobs)[1])  # pyright: ignore[reportIndexIssue]
+        seen, known = (sign * standing_out(one, spacing_mm) for one in (image, truth))
+        known = ndimage.maximum_filter(known, 3)
+        found += int(ndimage.label((seen > least) & (known < least / 2) & inside)[1])  # pyright: ignore[reportIndexIssue]
     return found
+
+
+def standing_out(image: Float[np.ndarray, "rows columns"], spacing_mm: float) -> Float[np.ndarray, "rows columns"]:
+    """The mean over a disc of 5 mm less that of a ring around it: its contrast at the middle of a disc of 5 to 15 mm."""
+    reach = int(RING_MM[1] / spacing_mm) + 1
+    distance_mm = spacing_mm * np.hypot(*np.indices((2 * reach + 1,) * 2) - reach)
+    disc = (distance_mm <= DIAMETERS_MM[0] / 2 + 1e-6).astype(float)
+    ring = ((distance_mm >= RING_MM[0]) & (distance_mm <= RING_MM[1])).astype(float)
+    return ndimage.correlate(image, disc / disc.sum() - ring / ring.sum(), mode="nearest")
+
+
+# ------------------------------------------------------------------------------------------------ structures
+
+
+def whole_head(held: Held) -> RawData:
+    """A T1w scan of a head from top to bottom, in slices of about the pixels' width."""
+    config = CohortConfig(spacing_mm=held.spacing_mm, family=held.family)  # pyright: ignore[reportArgumentType]
+    anatomy, tissues = make_anatomy(config, FIRST_HEAD + held.number)
+    rng = default_rng(fold(held.number, 13))
+    return simulate_raw(anatomy, tissues, "T1w", rng, num_slices=None, num_coils=COILS, noise=NOISE)
+
+
+def structure_rows(held: Held, solve: Solve, segmenter: LoadedModel) -> Iterator[Row]:
+    """Dice of what a frozen model finds in the reconstruction with what it finds in the noise-free image, R = 4."""
+    raw = held.whole
+    kept = raw.keep(undersampling(raw, "equispaced", 4, held.number).draw(raw))
+    found, wanted = (outlined(raw, image, segmenter) for image in (solve(kept), target_of(raw)))
+    values = [value for value in np.unique(wanted) if value]
+    dice = [
+        2 * float(((found == one) & (wanted == one)).sum() / ((found == one).sum() + (wanted == one).sum()))
+        for one in values
+    ]
+    yield {"dice": float(np.mean(dice)), "least": min(dice), "structures": len(values)}
+
+
+def outlined(raw: RawData, image: Float[torch.Tensor, "slices rows columns"], segmenter: LoadedModel) -> np.ndarray:
+    series = replace(raw.series(image, "T1w"), contrast="T1w")
+    said = read_study(Study("held", (series,)), [segmenter])
+    (mask,) = said.masks.values()
+    return mask.labels
 
 
 # ------------------------------------------------------------------------------------------------ other tasks
@@ -240,32 +347,30 @@ def invented(
 BESIDE = {"partial Fourier": ("zero-filled", "homodyne", "pocs")}
 
 
-def task_rows(raw: RawData, seed: int, network: Unrolled) -> Iterator[Row]:
+def task_rows(held: Held, method: LearnedMethod) -> Iterator[Row]:
     """Before and after, against the whole's noise-free image; and at half and no strength of denoising for noise."""
     for number, task in enumerate(TASKS):
-        spoilt = draw_task(raw, task, default_rng(fold(seed, 11, number)))
-        assert raw.target is not None
-        methods: dict[str, Solve] = {
+        spoilt = draw_task(held.raw, task, default_rng(fold(held.number, 11, number)))
+        ways: dict[str, Solve] = {
             name: partial(reconstruct, method=name) for name in BESIDE.get(task, ("zero-filled-sense",))
         }
         for strength in (0.0, 0.5, 1.0) if task == "noise" else (1.0,):
             words = LEARNED if strength == 1 else f"{LEARNED}, strength {strength:g}"
-            methods[words] = LearnedMethod(network, strength, fault=spoilt.fault)
-        for name, solve in methods.items():
+            ways[words] = LearnedMethod(method.network, strength, fault=spoilt.fault)
+        for way, solve in ways.items():
             try:
                 image = solve(spoilt.raw)
             except ValueError:  # homodyne and POCS do not take every scan
                 continue
-            yield {"task": task, "method": name, **errors(raw.target.numpy(), image.numpy())}
+            yield {"task": task, "way": way, **errors(target_of(held.raw).numpy(), image.numpy())}
 
 
 # ------------------------------------------------------------------------------------------------ real data
 
 
-def real(data: Path, out: Path, methods: Mapping[str, Solve]) -> str:
+def real(data: Path, out: Path, learnt: Mapping[str, Solve]) -> str:
     """Complete real scans, undersampled: OUT/REAL/... has the images, and the errors as a picture."""
     lines = ["| scan | method | NMSE | PSNR | SSIM |", "|---|---|---|---|---|"]
-    learnt = {name: solve for name, solve in methods.items() if name not in CLASSICAL}
     for name, read in complete_scans(data).items():
         if name.startswith("synthetic"):
             continue
@@ -318,6 +423,7 @@ def tables(rows: Sequence[Row]) -> list[str]:
             ("table", doubt_table),
             ("lesions", lesion_table),
             ("tasks", task_table),
+            ("structures", structure_table),
         ):
             mine = [row for row in rows if row["family"] == family and row["part"] == part]
             if mine:
@@ -326,14 +432,14 @@ def tables(rows: Sequence[Row]) -> list[str]:
 
 
 def method_table(rows: Sequence[Row], title: str) -> list[str]:
-    lines = [f"| {title} | NMSE | PSNR | SSIM | PSNR over l1-wavelet |", "|---|---|---|---|---|"]
+    lines = [f"| {title} | NMSE | PSNR | SSIM | PSNR over l1-wavelet | s a slice |", "|---|---|---|---|---|---|"]
     for words, here in group(rows, condition).items():
         by = group(here, "method")
         base = {row["head"]: row["psnr"] for row in by.get("l1-wavelet", [])}
-        by.pop("doubt", None)
         for method, found in by.items():
-            gained = said([row["psnr"] - base[row["head"]] for row in found], 2)
-            lines.append(f"| {method}, {words} | {figures(found)} | {gained} |")
+            gained = said([row["psnr"] - base[row["head"]] for row in found if row["head"] in base], 2)
+            seconds = np.median([row["seconds"] for row in found])
+            lines.append(f"| {method}, {words} | {figures(found)} | {gained} | {seconds:.2f} |")
     return lines
 
 
@@ -343,8 +449,8 @@ def doubt_table(rows: Sequence[Row], title: str) -> list[str]:
         f"| {title} | errors below doubt | below 2.3 times it | rank correlation | mean doubt over mean error |",
         "|---|---|---|---|---|",
     ]
-    for words, here in group([row for row in rows if row["method"] == "doubt"], condition).items():
-        lines.append(f"| {words} | {' | '.join(said([row[name] for row in here], 2) for name in names)} |")
+    for words, here in group([row for row in rows if row["method"] == LEARNED], condition).items():
+        lines.append(f"| {words} | {' | '.join(said([row['doubt'][name] for row in here], 2) for name in names)} |")
     return lines
 
 
@@ -357,11 +463,20 @@ def lesion_table(rows: Sequence[Row], title: str) -> list[str]:
     return lines
 
 
+def structure_table(rows: Sequence[Row], title: str) -> list[str]:
+    lines = [f"| {title}, R = 4 | mean Dice | of the worst structure |", "|---|---|---|"]
+    for method, found in group(rows, "method").items():
+        lines.append(
+            f"| {method} | {' | '.join(said([row[name] for row in found], 3) for name in ('dice', 'least'))} |"
+        )
+    return lines
+
+
 def task_table(rows: Sequence[Row], title: str) -> list[str]:
     lines = [f"| {title} | NMSE | PSNR | SSIM |", "|---|---|---|---|"]
     for task, found in group(rows, "task").items():
-        for method, some in group(found, "method").items():
-            lines.append(f"| {task}: {method} | {figures(some)} |")
+        for way, some in group(found, "way").items():
+            lines.append(f"| {task}: {way} | {figures(some)} |")
     return lines
 
 

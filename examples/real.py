@@ -10,7 +10,8 @@ counts and seeds with its baselines, `larmor fewshot` as a function:
 - `age`: brain age of the same heads.
 - `tumour`: the abnormality of lower-grade gliomas, eight studies in all.
 
-The whole grid takes many hours on two cores; `--only`, `--labels`, `--rows` and `--seeds` take parts of it. Stopped, it continues.
+The whole grid takes many hours on two cores; `--only`, `--labels`, `--rows` and `--seeds` take parts of it, and `--set` changes
+what each fit is given, as `--set training.steps=1500`. Stopped, it continues.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--labels", type=int, nargs="+", help="instead of the part's own; 0 is all of them")
     parser.add_argument("--rows", nargs="+", choices=get_args(Recipe), help="instead of the part's own")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="what else differs in the config")
     parser.add_argument(
         "--read", type=Path, default=Path("niivue_sample_heads/T1_head_ext2.nii.gz"), help="a series in FOLDER"
     )
@@ -72,7 +74,7 @@ def main() -> int:
             config = load_config(
                 FinetuneConfig,
                 CONFIGS / "finetune" / part.config,
-                [f"folder={folder}", *part.overrides(arguments.data, arguments.folder)],
+                [f"folder={folder}", *part.overrides(arguments.data, arguments.folder), *arguments.set],
             )
             counts = part.counts if arguments.labels is None else [count or None for count in arguments.labels]
             print(f"\n{fewshot(config, counts, arguments.seeds, rows=arguments.rows or part.rows, note=part.note)}\n")

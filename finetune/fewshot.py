@@ -2,6 +2,11 @@
 
     larmor fewshot configs/finetune/hippocampus.yaml --labels 5,10,20,50,all --seeds 3 --set encoder=runs/pretrain/model
 
+With --record the rows are one recipe without the patient's record and with it, so that what the record adds to this very task is
+the difference, paired by test study:
+
+    larmor fewshot configs/finetune/TASK.yaml --labels all --seeds 3 --record --set head.record={}
+
 Writes into the config's folder: a folder for each cell of the grid (its config reproduces it), `fewshot.md` with the table and the
 command of each cell, `fewshot.json`, and the curve with its bands. Stopped, it continues; cells that are there are not repeated.
 """
@@ -40,13 +45,30 @@ LONGER = 1.5  # other networks are quicker at a step, and get at least our wall 
 ALL = "all"
 
 
-def fewshot_command(config: Path, *, overrides: Sequence[str], labels: str, seeds: int, rows: str | None) -> None:
+def fewshot_command(
+    config: Path, *, overrides: Sequence[str], labels: str, seeds: int, rows: str | None, record: bool = False
+) -> None:
     """The `larmor fewshot` command."""
     counts = [_count(text) for text in labels.split(",")]
     if seeds < 1:
         raise InputError("a result has a seed", got=seeds, remedy="Use --seeds 3.")
     task = load_config(FinetuneConfig, config, overrides)
-    print(f"\n{fewshot(task, counts, range(seeds), rows=_recipes(rows))}")
+    print(f"\n{fewshot(task, counts, range(seeds), rows=_recipes(rows), by_record=record)}")
+
+
+def _with_and_without(config: FinetuneConfig, recipes: Sequence[Recipe] | None) -> list[Contender]:
+    """One recipe twice. The folder of each says what it is."""
+    (recipe, *others) = recipes or [config.recipe]
+    if others:
+        raise InputError("--record compares one recipe", got=", ".join([recipe, *others]), remedy="Name one in --rows.")
+    if getattr(config.head, "record", None) is None:
+        remedy = "Add --set head.record={}; heads for whole studies take one."
+        raise InputError("the task's head reads records", got=f"head.kind={config.head.kind} without", remedy=remedy)
+    one = _contender(config, recipe)
+    return [
+        Contender(f"{one.title}, images alone", {**one.changes, "head.record": None}),
+        Contender(f"{one.title}, with the record", one.changes),
+    ]
 
 
 def _count(text: str) -> int | None:
@@ -73,10 +95,15 @@ def fewshot(
     seeds: Sequence[int],
     *,
     rows: Sequence[Recipe] | None = None,
+    by_record: bool = False,
     note: str = "",
 ) -> str:
-    """Run the grid and return its table; `rows` None takes every recipe that can do this task with what the config names."""
-    contenders = rows_of(config) if rows is None else [_contender(config, recipe) for recipe in rows]
+    """Run the grid and return its table; `rows` None takes every recipe that can do this task with what the config names, or the
+    config's own where it is `by_record`: once without the record and once with it."""
+    if by_record:
+        contenders = _with_and_without(config, rows)
+    else:
+        contenders = rows_of(config) if rows is None else [_contender(config, recipe) for recipe in rows]
     folder, test = config.folder, read_test_studies(config)
     found: dict[str, Comparison] = {}
     for count in counts:
@@ -118,6 +145,9 @@ def _save(
     for row, contender in enumerate(contenders):
         cells = [str(one.scores[row].figures[first.main_figure]) for one in found.values()]
         table.append(f"| {contender.title} | {' | '.join(cells)} |")
+        if "head.record" in contenders[0].changes and row:
+            cells = [str(one.scores[row].difference) for one in found.values()]
+            table.append(f"| {contender.title} minus {contenders[0].title} | {' | '.join(cells)} |")
     commands = [
         f"- {contender.title}, {one.num_labels} labels, seed {seed}: `accelerate launch -m finetune "
         f"{place_of(folder / f'labels-{name}', contender, seed) / 'config.yaml'} folder=NEW`"

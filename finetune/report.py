@@ -1,9 +1,11 @@
 """Drafted reports on a cohort whose truth is known: perception, faithfulness and correctness, beside baselines and an oracle.
 
     larmor report-evaluate runs/heldout runs/report-scores --writer runs/report/model
+    larmor report-evaluate runs/heldout runs/report-scores --writer runs/report/model --model runs/structures --model runs/lesions
 
-What a writer words are the findings of an imitated reader: the truth, of which a share is missed, invented, put on the other side
-or measured wrongly (`imitate`). So faithfulness measures the writer, perception the imitation, and correctness what both come to.
+With models a writer words what they find in the cohort's images. Without, the findings of an imitated reader: the truth, of which a
+share is missed, invented, put on the other side or measured wrongly (`imitate`). Perception measures the models or the imitation,
+faithfulness the writer, and correctness what both come to.
 Writes scores.json, report.md and every report.
 """
 
@@ -24,10 +26,13 @@ from finetune.trust.intervals import Estimate, resampled, wilson
 from foundation.cohort.claims import claims_of_truth, imagine_truth
 from foundation.errors import InputError
 from foundation.files import write_folder_aside
-from foundation.findings import Finding, Measurement, Reading
+from foundation.findings import Finding, Measurement, Reading, SeriesSummary
 from foundation.progress import progress
+from foundation.reading.collection import read_manifest, read_study
 from foundation.terms import TERMS
 from foundation.training import software_versions
+from heads.adapters.folder import Backbones, LoadedModel, load_model
+from heads.reading import find
 from heads.report import metrics
 from heads.report.metrics import Counts, correctness, faithfulness, perception, total
 from heads.report.phrasing import HISTORY, cohort_report
@@ -43,7 +48,7 @@ FIGURES: dict[str, Figure] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A study: what is true, what the imitated reader says, and the report on that."""
+    """A study: what is true, what the models or the imitated reader say, and the report on that."""
 
     subject: str
     truth: Reading
@@ -53,19 +58,41 @@ class Case:
 
 
 def evaluate_command(
-    cohort: Path, out: Path, *, writers: Sequence[Path] = (), noise: float = 0.1, seed: int = 0
+    cohort: Path,
+    out: Path,
+    *,
+    writers: Sequence[Path] = (),
+    models: Sequence[Path] = (),
+    backbones: Sequence[Path] = (),
+    split: str | None = None,
+    studies: int | None = None,
+    noise: float | None = None,
+    seed: int = 0,
 ) -> None:
     """The `larmor report-evaluate` command."""
+    if noise is not None and models:
+        raise InputError("--noise is of the imitated reader", got="models too", remedy="Leave out one of them.")
+    if not models and (split is not None or studies is not None):
+        raise InputError("--split and --studies are for models", got="no --model", remedy="Name one with --model.")
+    noise = 0.1 if noise is None else noise
     if not 0 <= noise < 1:
         raise InputError("the reader's noise is a share", got=noise, remedy="Give a number from 0 to 1.")
-    loaded, reasons = load_writers(writers)
+    loaded, reasons = load_writers(writers, backbones)
     for reason in reasons:
         print(reason)
-    cases = read_cases(cohort, loaded, noise=noise, seed=seed)
+    if models:
+        together = Backbones(backbones)
+        readers = [load_model(folder, together) for folder in models]
+        cases = found_cases(cohort, loaded, readers, split=split, studies=studies, seed=seed)
+    else:
+        readers = []
+        cases = read_cases(cohort, loaded, noise=noise, seed=seed)
     scores = score(cases, seed=seed)
+    if readers:
+        scores["by finding"] = by_finding(cases)
     about = {
         "cohort": str(cohort),
-        "noise": noise,
+        "reader": ", ".join(one.config.name for one in readers) or f"imitated, noise {noise:g}",
         "seed": seed,
         "writers": [one.name for one in loaded] or ["templates"],
     }
@@ -102,6 +129,52 @@ def read_cases(cohort: Path, writers: Sequence[Writer], *, noise: float, seed: i
             cases.append(Case(truth.subject, truth, claims, draft.text(), by))
             bar.update()
     return cases
+
+
+def found_cases(
+    cohort: Path,
+    writers: Sequence[Writer],
+    models: Sequence[LoadedModel],
+    *,
+    split: str | None = None,
+    studies: int | None = None,
+    seed: int = 0,
+) -> list[Case]:
+    """Reports on what models find in the images of a cohort's patients; of a `split` of its manifest, and the first so many."""
+    collection = read_manifest(cohort / "manifest.jsonl")
+    rows = [row for row in collection.rows if split is None or row.split == split][:studies]
+    if not rows:
+        remedy = "Name a split that its manifest has."
+        raise InputError("a cohort to read has patients", got=f"none of split {split!r}", remedy=remedy, file=cohort)
+    cases = []
+    with progress(total=len(rows), label="reports", unit="report") as bar:
+        for number, row in enumerate(rows):
+            truth = claims_of_truth(json.loads((cohort / row.subject / "truth.json").read_text()), subject=row.subject)
+            found = find(models, read_study(row, collection.root))
+            claims = Reading(
+                subject=row.subject,
+                series=tuple(SeriesSummary.of(series) for series in found.study.series),
+                findings=(*found.findings, *(one for one in truth.findings if one.origin == "record")),
+            )
+            draft = write_report(claims, writers, seed=seed + number, study=found.study)
+            by = tuple(one.writer for one in draft.sentences if one.section in ("Findings", "Impression"))
+            cases.append(Case(row.subject, truth, claims, draft.text(), by))
+            bar.update()
+    return cases
+
+
+def by_finding(cases: Sequence[Case]) -> dict[str, dict[str, int]]:
+    """For each abnormality: in how many studies it is there, was found, both, and whether any model looks for it at all."""
+    counts = {}
+    for name in sorted(TERMS):
+        there, found = (
+            [any(one.name == name and is_positive(one) for one in reading.findings) for reading in readings]
+            for readings in ([case.truth for case in cases], [case.claims for case in cases])
+        )
+        asked = [any(one.name == name for one in case.claims.findings) for case in cases]
+        both = [a and b for a, b in zip(there, found)]
+        counts[name] = {"there": sum(there), "found": sum(found), "both": sum(both), "looked for": sum(asked)}
+    return counts
 
 
 def imitate(truth: Reading, noise: float, rng: Generator) -> Reading:
@@ -164,6 +237,9 @@ def score(cases: Sequence[Case], *, seed: int = 0) -> dict[str, Any]:
         "perception": [perception(c, t) for c, t in zip(claims, truths)],
         "perception, weighted": [perception(c, t, weighted=True) for c, t in zip(claims, truths)],
         "faithfulness": [faithfulness(text, c) for text, c in zip(texts, claims)],
+        "perception of what is looked for": [
+            perception(c, metrics.only(t, {one.name for one in c.findings})) for c, t in zip(claims, truths)
+        ],
         "correctness": [correctness(text, t) for text, t in zip(texts, truths)],
         "correctness, weighted": [correctness(text, t, weighted=True) for text, t in zip(texts, truths)],
     }
@@ -302,7 +378,7 @@ def as_markdown(scores: dict[str, Any], about: dict[str, Any]) -> str:
         return str(Estimate(**one))
 
     lines = [
-        f"{scores['studies']} synthetic studies, {', '.join(about['writers'])}, reader's noise {about['noise']:g}",
+        f"{scores['studies']} synthetic studies, {', '.join(about['writers'])}, reader: {about['reader']}",
         "",
     ]
     lines += ["| | precision | recall | F1 |", "|---|---|---|---|"]
@@ -328,4 +404,7 @@ def as_markdown(scores: dict[str, Any], about: dict[str, Any]) -> str:
     lines.append(f"| sentences by writer | {', '.join(f'{k} {v}' for k, v in scores['sentences by writer'].items())} |")
     for name, value in scores["overlap"].items():
         lines.append(f"| {name} | {'not installed' if value is None else f'{value:.3f}'} |")
+    if "by finding" in scores:
+        lines += ["", "| studies in which it is | there | found | both | looked for |", "|---|---|---|---|---|"]
+        lines += [f"| {name} | {' | '.join(map(str, row.values()))} |" for name, row in scores["by finding"].items()]
     return "\n".join(lines) + "\n"

@@ -201,16 +201,18 @@ class ModelUsed(Config):
 
 
 class PriorStudy(Config):
-    """An earlier study of the same patient that this one was compared with."""
+    """An earlier study of the same patient that this one was compared with. `lesions` counts, by name, the lesions of each fate."""
 
     name: str
-    date: str | None = None
+    date: Annotated[str, Field(pattern=r"^\d{4}(-\d\d(-\d\d)?)?$")] | None = None
+    lesions: dict[str, dict[Change, int]] = Field(default_factory=dict)
 
 
 class Reading(Config):
     """Everything that was found in one study, by which models, with which reservations.
 
-    `indication` is why the study was asked for, in the words of the request; only with a `prior` may anything be compared.
+    `indication` is why the study was asked for: names of the request's coded reasons, or its words where they may be used. Only
+    with a `prior` may anything be compared.
     """
 
     subject: str

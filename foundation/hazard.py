@@ -9,6 +9,11 @@ The hazard of a bin, sigmoid(logit), is the chance of the event in it for who co
 S(t) = exp(-H(t)). What is known of any patient is an interval (a, b] that holds the event, b infinite where it was not seen, and
 an entry u before which the patient could not have been seen to have it: its likelihood is (S(a) - S(b)) / S(u). Beyond the last
 edge nothing is said.
+
+Where events exclude each other (competing risks) every cause has a logit in every bin, `(..., bins, causes)`. What they add to the
+cumulative hazard adds up, S is of none of them, and within a bin the causes share what S loses by what each adds; so their
+cumulative incidences F and S are 1 together at all times, and the likelihood of cause k in (a, b] is (F_k(b) - F_k(a)) / S(u).
+`all_causes` makes of them the logits of any event, for everything that asks about S.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -30,11 +35,13 @@ PRIOR = 0.5  # added to the events and to the non-events of a bin, so that none 
 
 @dataclass(frozen=True)
 class Interval:
-    """What is known of each patient's event: in (after, until], until infinite where none was seen; who came at `entry`."""
+    """What is known of each patient's event: in (after, until], until infinite where none was seen; who came at `entry`; of which
+    `cause` it was."""
 
     after: Float[Tensor, " patients"]
     until: Float[Tensor, " patients"]
     entry: Float[Tensor, " patients"]
+    cause: Int[Tensor, " patients"]
 
     @classmethod
     def of(cls, seen: FollowUp, edges: Float[Tensor, " edges"]) -> Interval:
@@ -49,10 +56,11 @@ class Interval:
         beyond = seen.time > bounds[-1]  # seen to be free of it at the horizon, or not known to have had it by then
         after = np.where(beyond & is_exact, bounds[-1], after)
         until = np.where(seen.is_observed & ~beyond & (until > after), until, np.inf)
-        return cls(*(torch.from_numpy(np.asarray(one, float)).to(edges) for one in (after, until, seen.entry)))
+        start, end, entry = (torch.from_numpy(np.asarray(one, float)).to(edges) for one in (after, until, seen.entry))
+        return cls(start, end, entry, torch.from_numpy(np.asarray(seen.cause, int)).to(edges.device))
 
     def take(self, rows: Tensor) -> Interval:
-        return Interval(self.after[rows], self.until[rows], self.entry[rows])
+        return Interval(self.after[rows], self.until[rows], self.entry[rows], self.cause[rows])
 
 
 def quantile_edges(seen: FollowUp, num_bins: int) -> Float[np.ndarray, " edges"]:
@@ -73,6 +81,11 @@ def quantile_edges(seen: FollowUp, num_bins: int) -> Float[np.ndarray, " edges"]
     values = values - 1e-9 * np.arange(len(values))
     inner = np.interp(np.linspace(values[0], values[-1], num_bins + 1)[1:-1], values[::-1], times[::-1])
     return np.concatenate([[0.0], inner, [horizon]])
+
+
+def baselines(seen: FollowUp, edges: Float[np.ndarray, " edges"], num_causes: int) -> Float[np.ndarray, "bins causes"]:
+    """`baseline_logits` of every cause, the others being losses."""
+    return np.stack([baseline_logits(seen.lost_to_others(cause), edges) for cause in range(num_causes)], axis=1)
 
 
 def baseline_logits(seen: FollowUp, edges: Float[np.ndarray, " edges"]) -> Float[np.ndarray, " bins"]:
@@ -109,6 +122,44 @@ def log_likelihood(
     within = cumulative_hazard(logits, edges, end) - before
     within = torch.where(is_seen, within, torch.ones_like(within)).clamp(min=1e-12)
     return entry - before + torch.where(is_seen, torch.log(-torch.expm1(-within)), torch.zeros_like(within))
+
+
+def all_causes(logits: Float[Tensor, "*batch bins causes"]) -> Float[Tensor, "*batch bins"]:
+    """The logits of any event: of the hazard whose cumulative is the causes' together."""
+    add = softplus(logits).sum(dim=-1)
+    return logits[..., 0] if logits.shape[-1] == 1 else add + torch.log(-torch.expm1(-add))
+
+
+def log_likelihood_of_causes(
+    logits: Float[Tensor, "patients bins causes"], edges: Float[Tensor, " edges"], known: Interval
+) -> Float[Tensor, " patients"]:
+    """log((F_k(until) - F_k(after)) / S(entry)) of the cause k that was seen, log(S(after) / S(entry)) where none was."""
+    any_event = all_causes(logits)
+    add, entry = softplus(any_event), cumulative_hazard(any_event, edges, known.entry)
+    is_seen = torch.isfinite(known.until)
+    begun = shares(known.after, edges)
+    lived = (shares(torch.where(is_seen, known.until, edges[-1]), edges) - begun).clamp(min=0)
+    # Of every bin that the interval reaches: nothing before it, something within it, and that it was this cause.
+    before = add.cumsum(dim=-1) - add + add * begun
+    within = torch.log(-torch.expm1(-(add * lived).clamp(min=1e-12)))
+    own = softplus(logits).gather(-1, known.cause[:, None, None].expand(-1, logits.shape[1], 1))[..., 0]
+    chance = torch.where(lived > 0, within - before + own.log() - add.log(), -torch.inf)
+    # A patient who was not seen to have any has no such bin; the gradient of an empty sum would reach through the `where`.
+    chance = torch.where(is_seen[:, None], chance, torch.zeros_like(chance))
+    free = -cumulative_hazard(any_event, edges, known.after)
+    return entry + torch.where(is_seen, torch.logsumexp(chance, dim=-1), free)
+
+
+def incidence(
+    logits: Float[Tensor, "*batch bins causes"], edges: Float[Tensor, " edges"], times: Float[Tensor, " times"]
+) -> Float[Tensor, "*batch causes times"]:
+    """The chance of each cause by each of several times, the others being what they are."""
+    add = softplus(logits)
+    total = add.sum(dim=-1)
+    start = torch.exp(-(total.cumsum(dim=-1) - total))
+    passed = shares(times, edges).to(logits)  # (times, bins)
+    lost = start[..., None, :] * -torch.expm1(-total[..., None, :] * passed)  # (*batch, times, bins)
+    return ((add / total[..., None]).transpose(-1, -2)) @ lost.transpose(-1, -2)
 
 
 def survival(

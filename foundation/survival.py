@@ -14,7 +14,7 @@ Censoring is weighted for by its own Kaplan-Meier curve (IPCW), taken from the p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -30,13 +30,15 @@ class FollowUp:
     """When each patient was last known to be free of the event, or had it.
 
     Patients who came under observation only later (left truncation) have an `entry`: they count from then on. An event that was
-    found at a visit has happened since the one before, `after`; where it equals `time` the day is known.
+    found at a visit has happened since the one before, `after`; where it equals `time` the day is known. Of events that exclude
+    each other (competing risks) `cause` says which it was, counted from 0; it means nothing where none was seen.
     """
 
     time: Float[np.ndarray, " patients"]
     is_observed: Bool[np.ndarray, " patients"]
     entry: Float[np.ndarray, " patients"]
     after: Float[np.ndarray, " patients"]
+    cause: Int[np.ndarray, " patients"]
 
     @classmethod
     def of(
@@ -46,9 +48,13 @@ class FollowUp:
         *,
         entry: Float[np.ndarray, " patients"] | None = None,
         after: Float[np.ndarray, " patients"] | None = None,
+        cause: Int[np.ndarray, " patients"] | None = None,
     ) -> FollowUp:
-        """Without `entry` everybody was there from 0; without `after` the day of every event is known."""
-        return cls(time, is_observed, np.zeros(len(time)) if entry is None else entry, time if after is None else after)
+        """Without `entry` everybody was there from 0; without `after` the day of every event is known; without `cause` there is
+        one."""
+        entry = np.zeros(len(time)) if entry is None else entry
+        cause = np.zeros(len(time), int) if cause is None else cause
+        return cls(time, is_observed, entry, time if after is None else after, cause)
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.time).all() and (self.time >= 0).all() and (self.after >= 0).all()):
@@ -61,13 +67,22 @@ class FollowUp:
         return len(self.time)
 
     def take(self, rows: Int[np.ndarray, " some"] | Bool[np.ndarray, " patients"]) -> FollowUp:
-        return FollowUp(self.time[rows], self.is_observed[rows], self.entry[rows], self.after[rows])
+        return FollowUp(*(getattr(self, one.name)[rows] for one in fields(self)))
 
     def until(self, horizon: float) -> FollowUp:
         """As if everybody had been watched no longer than this; who came later is not at risk before it and counts for nothing."""
         time = np.minimum(self.time, horizon)
         observed = self.is_observed & (self.time <= horizon)
-        return FollowUp(time, observed, np.minimum(self.entry, time), np.minimum(self.after, time))
+        return FollowUp(time, observed, np.minimum(self.entry, time), np.minimum(self.after, time), self.cause)
+
+    def lost_to_others(self, cause: int) -> FollowUp:
+        """As if this were the only event, and any other a loss: what the hazard of one cause is learnt from."""
+        is_it = self.is_observed & (self.cause == cause)
+        return FollowUp.of(self.time, is_it, entry=self.entry, after=np.where(is_it, self.after, self.time))
+
+    def had(self, cause: int | None) -> Bool[np.ndarray, " patients"]:
+        """Who was seen to have the event, of this cause or of any."""
+        return self.is_observed if cause is None else self.is_observed & (self.cause == cause)
 
 
 @dataclass(frozen=True)
@@ -100,6 +115,21 @@ class Curve:
 def kaplan_meier(seen: FollowUp, counts: Float[np.ndarray, " patients"] | None = None) -> Curve:
     """The share without the event over time (Kaplan & Meier 1958); who came late is at risk only from then on."""
     return _product_limit(seen.time, seen.is_observed, seen.entry, counts)
+
+
+def aalen_johansen(seen: FollowUp, cause: int) -> Curve:
+    """The share that has not had this cause, whatever else it had: 1 minus the cumulative incidence (Aalen & Johansen 1978).
+
+    Over all causes the incidences and Kaplan-Meier's share without any event add up to 1; 1 minus Kaplan-Meier of one cause, with
+    the others as losses, is the risk in a world without the others, and too high in this one. No interval.
+    """
+    everything = kaplan_meier(seen)
+    steps = everything.times
+    falling = np.array([(seen.had(cause) & (seen.time == step)).sum() for step in steps])
+    any_falling = np.array([(seen.is_observed & (seen.time == step)).sum() for step in steps])
+    values = np.append(1.0, everything.values)
+    fallen = (values[:-1] - values[1:]) * falling / np.maximum(any_falling, 1)
+    return Curve(steps, 1 - np.cumsum(fallen), np.full(len(steps), np.nan), everything.last)
 
 
 def censoring(seen: FollowUp) -> Curve:
@@ -212,9 +242,9 @@ def resamples(num_patients: int, num: int, *, seed: int) -> Float[np.ndarray, "r
     return rng.multinomial(num_patients, np.full(num_patients, 1 / num_patients), size=num).astype(float)
 
 
-def not_estimable(seen: FollowUp, time: float) -> str | None:
+def not_estimable(seen: FollowUp, time: float, cause: int | None = None) -> str | None:
     """Why figures at this time cannot be estimated from these patients; None where they can."""
-    before, beyond = int((seen.is_observed & (seen.time <= time)).sum()), int((seen.time > time).sum())
+    before, beyond = int((seen.had(cause) & (seen.time <= time)).sum()), int((seen.time > time).sum())
     if beyond < FEWEST:
         return f"{beyond} patients were watched beyond {time:g} days; {FEWEST} are needed"
     if before < FEWEST:
@@ -223,14 +253,18 @@ def not_estimable(seen: FollowUp, time: float) -> str | None:
 
 
 def harrell(
-    risk: Float[np.ndarray, " patients"], seen: FollowUp, groups: Int[np.ndarray, " patients"] | None = None
+    risk: Float[np.ndarray, " patients"],
+    seen: FollowUp,
+    groups: Int[np.ndarray, " patients"] | None = None,
+    cause: int | None = None,
 ) -> Figure:
     """Harrell's C: of two of whom one is known to have had the event first, how often that one had the higher risk.
 
     Equal risks count half, two events on one day are not compared, and censored on the day of an event counts as later. With
-    `groups` only patients of one group are compared, as where each group's risks come from another model.
+    `groups` only patients of one group are compared, as where each group's risks come from another model. Of one `cause`, who had
+    another event first counts as never having this one (Wolbers 2009).
     """
-    return _concordance(risk, seen, groups, np.ones(len(seen)))
+    return _concordance(risk, seen, groups, np.ones(len(seen)), cause)
 
 
 def uno(
@@ -248,11 +282,15 @@ def uno(
     return _concordance(risk, seen, groups, weights)
 
 
-def _concordance(risk: np.ndarray, seen: FollowUp, groups: np.ndarray | None, weights: np.ndarray) -> Figure:
-    first, other = seen.time[:, None], seen.time[None]
-    is_later = (first < other) | ((first == other) & ~seen.is_observed[None])
+def _concordance(
+    risk: np.ndarray, seen: FollowUp, groups: np.ndarray | None, weights: np.ndarray, cause: int | None = None
+) -> Figure:
+    had = seen.had(cause)
+    last = np.where(seen.is_observed & ~had, np.inf, seen.time)
+    first, other = last[:, None], last[None]
+    is_later = (first < other) | ((first == other) & ~had[None])
     is_watched = (seen.entry[None] < first) | (seen.entry[None] == 0)
-    pairs = seen.is_observed[:, None] & is_later & is_watched
+    pairs = had[:, None] & is_later & is_watched
     return _pairs(risk, pairs * weights[:, None], groups, "no event before somebody's last day")
 
 
@@ -261,14 +299,18 @@ def auc_at(
     seen: FollowUp,
     time: float,
     groups: Int[np.ndarray, " patients"] | None = None,
+    cause: int | None = None,
 ) -> Figure:
-    """Cumulative/dynamic AUC: who had the event by `time` against who was free of it beyond, weighted for censoring (Uno 2007)."""
-    if why := not_estimable(seen, time):
+    """Cumulative/dynamic AUC: who had the event by `time` against who was free of it beyond, weighted for censoring (Uno 2007).
+
+    Of one `cause`, who had another event by then is free of it too (Blanche 2013).
+    """
+    if why := not_estimable(seen, time, cause):
         return NotEstimable(why)
-    is_case, is_control = seen.is_observed & (seen.time <= time), seen.time > time
-    weights = np.zeros(len(seen))
-    weights[is_case] = 1 / censoring(seen).before(seen.time[is_case])
-    return _pairs(risk, weights[:, None] * is_control[None], groups, f"no two to compare at {time:g} days")
+    weight = _weights_at(seen, np.array([time]))[:, 0]
+    is_case = seen.had(cause) & (seen.time <= time)
+    pairs = np.where(is_case, weight, 0.0)[:, None] * np.where(is_case, 0.0, weight)[None]
+    return _pairs(risk, pairs, groups, f"no two to compare at {time:g} days")
 
 
 def _pairs(risk: np.ndarray, pairs: np.ndarray, groups: np.ndarray | None, why: str) -> Figure:
@@ -281,32 +323,46 @@ def _pairs(risk: np.ndarray, pairs: np.ndarray, groups: np.ndarray | None, why: 
 
 
 def brier_scores(
-    survival: Float[np.ndarray, "patients times"], seen: FollowUp, times: Float[np.ndarray, " times"]
+    survival: Float[np.ndarray, "patients times"],
+    seen: FollowUp,
+    times: Float[np.ndarray, " times"],
+    cause: int | None = None,
 ) -> Float[np.ndarray, "patients times"]:
-    """What each patient adds to the Brier score at each time, weighted for censoring (Graf 1999); the score is the mean."""
+    """What each patient adds to the Brier score at each time, weighted for censoring (Graf 1999); the score is the mean.
+
+    Of one `cause`, `survival` is the chance of not having it, whatever else (Schoop 2011); other events are no censoring.
+    """
+    had = (seen.time[:, None] <= times) & seen.had(cause)[:, None]
+    return _weights_at(seen, times) * (~had - survival) ** 2
+
+
+def _weights_at(seen: FollowUp, times: Float[np.ndarray, " times"]) -> Float[np.ndarray, "patients times"]:
+    """For how many each patient stands at each time: those as far along who were lost before; 0 for who was lost by then."""
     left = censoring(seen)
     had = (seen.time[:, None] <= times) & seen.is_observed[:, None]
     free = seen.time[:, None] > times
     with np.errstate(divide="ignore"):
-        weight = np.where(had, 1 / left.before(seen.time)[:, None], np.where(free, 1 / left.at(times), 0.0))
-    return weight * (free - survival) ** 2
+        return np.where(had, 1 / left.before(seen.time)[:, None], np.where(free, 1 / left.at(times), 0.0))
 
 
 def integrated_brier(
-    survival: Float[np.ndarray, "patients times"], seen: FollowUp, times: Float[np.ndarray, " times"]
+    survival: Float[np.ndarray, "patients times"],
+    seen: FollowUp,
+    times: Float[np.ndarray, " times"],
+    cause: int | None = None,
 ) -> Mean | NotEstimable:
     """The Brier score's mean over the time from the first to the last of `times`."""
     if len(times) < 2:
         raise InputError("an integral has two times at least", got=len(times), remedy="Give more times.")
     for time in (float(times[0]), float(times[-1])):
-        if why := not_estimable(seen, time):
+        if why := not_estimable(seen, time, cause):
             return NotEstimable(why)
-    return Mean(np.trapezoid(brier_scores(survival, seen, times), times, axis=1) / (times[-1] - times[0]))
+    return Mean(np.trapezoid(brier_scores(survival, seen, times, cause), times, axis=1) / (times[-1] - times[0]))
 
 
-def brier_times(seen: FollowUp, horizon: float, num: int = 50) -> Float[np.ndarray, " times"]:
+def brier_times(seen: FollowUp, horizon: float, num: int = 50, cause: int | None = None) -> Float[np.ndarray, " times"]:
     """Evenly spaced times to integrate over: from the `FEWEST`-th event to the horizon, or to where too few are watched."""
-    events = np.sort(seen.time[seen.is_observed])
+    events = np.sort(seen.time[seen.had(cause)])
     watched = np.sort(seen.time)
     if len(events) < FEWEST or len(watched) <= FEWEST:
         return np.linspace(0, horizon, num)

@@ -57,6 +57,10 @@ class Tokens:
 
         return replace(self, **self._each(gather))
 
+    def bags(self, where: slice) -> Tokens:
+        """Some bags of the batch, with the padding that all of them have."""
+        return replace(self, **self._each(lambda tensor: tensor[where]))
+
     @staticmethod
     def join(bags: Sequence[Tokens]) -> Tokens:
         """One bag of everything in several bags of the same batch."""

@@ -27,7 +27,7 @@ from foundation.tokens import Tokens, pad_to_patches, tokenise
 from heads import HeadConfig, head_module, parse_head
 from heads._record import RecordBatch, RecordConfig
 
-EMBEDDED = Path(__file__).parent / "weights"  # what comes with Larmor: models/ for tasks, writer/ for reports
+EMBEDDED = Path(__file__).parent / "weights"  # the models that come with Larmor (examples/embedded.py makes them)
 
 Target = float | int | str | list | None
 
@@ -141,10 +141,12 @@ class StudyBatch:
 
 @dataclass(frozen=True)
 class HeadReading:
-    """What a head says of one study: findings, and a label map on the reference series' own voxels if it makes one."""
+    """What a head says of one study: findings, a label map on the reference series' own voxels if it makes one, and remarks that
+    a reader must see before believing any of it."""
 
     findings: list[Finding]
     labels: np.ndarray | None = None
+    remarks: tuple[str, ...] = ()
 
 
 class Head(nn.Module):
@@ -364,13 +366,13 @@ def save_task(folder: Path, model: TaskModel, config: TaskConfig, *, card: str, 
 
 def model_folders(root: Path | None = None) -> list[Path]:
     """The model folders directly under `root`: by default $LARMOR_MODELS, or those that come with Larmor."""
-    root = root or Path(os.environ.get("LARMOR_MODELS", EMBEDDED / "models"))
+    root = root or Path(os.environ.get("LARMOR_MODELS", EMBEDDED))
     return sorted(file.parent for file in root.glob("*/config.json"))
 
 
 def default_models() -> list[Path]:
-    """The models used when none is named: those for a task, whole or as adapters; a backbone may lie beside them."""
-    return [folder for folder in model_folders() if read_about(folder)["kind"] != "encoder"]
+    """The models used when none is named: those for a task, whole or as adapters; a backbone or a writer may lie beside them."""
+    return [folder for folder in model_folders() if read_about(folder)["kind"] in ("task", "adapter")]
 
 
 def load_task(folder: Path) -> tuple[TaskModel, TaskConfig, str]:

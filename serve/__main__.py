@@ -29,7 +29,7 @@ COMMANDS = {
     "serve": "serve.server:serve_command",
     "users": "serve.users:users_command",
     "audit": "serve.audit:audit_command",
-    "cohort": "ehr.command:cohort_command",
+    "cohort": "serve.cohort:cohort_command",
     "record": "ehr.command:record_command",
     "prepare": "foundation.store.command:prepare_command",
     "reconstruct": "heads.reconstruction.command:reconstruct_command",
@@ -76,11 +76,14 @@ def _parser() -> argparse.ArgumentParser:
         "--deidentify", action="store_true", help="let no DICOM output name the patient: pseudonym and new UIDs"
     )
     _add_choice(read)
+    _add_writers(read)
     read.add_argument(
-        "--writer", dest="writers", type=Path, action="append", default=[], metavar="DIR",
-        help="who words the report: a folder of report-train, or of a language model; repeat from best to plainest",
+        "--ehr", type=Path, metavar="RECORD",
+        help="the patient's FHIR record, for the report's indication and history and for models that read one",
     )  # fmt: skip
-    read.add_argument("--ehr", type=Path, metavar="RECORD", help="the patient's FHIR record, for models that read one")
+    read.add_argument(
+        "--record-words", action="store_true", help="quote the request's own words too; they may name the patient"
+    )
     read.add_argument("--study-uid", metavar="UID", help="the study's name in the record (default: its only MR study)")
     read.add_argument("--at", metavar="TIME", help="when the study began, if the record does not say")
     _add_models(read)
@@ -102,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("current", type=Path, metavar="CURRENT", help="the later one")
     compare.add_argument("out", type=Path, metavar="OUT", help="a new folder")
     compare.add_argument("--same-patient", action="store_true", help="though the studies are named differently")
+    _add_writers(compare)
     _add_models(compare)
 
     adapter = command(
@@ -141,6 +145,10 @@ def _parser() -> argparse.ArgumentParser:
     learn.add_argument("out", type=Path, metavar="OUT", help="a new folder, or one to continue in")
     learn.add_argument("--from", dest="start", type=Path, metavar="DIR", help="fit this language model, by LoRA")
     learn.add_argument(
+        "--images", type=Path, metavar="COHORT", help="learn on these patients instead, whose images it sees too"
+    )
+    learn.add_argument("--encoder", type=Path, metavar="DIR", help="the frozen encoder that it sees images through")
+    learn.add_argument(
         "--set", dest="overrides", nargs="+", default=[], metavar="KEY=VALUE", help="as training.steps=300"
     )
 
@@ -150,7 +158,10 @@ def _parser() -> argparse.ArgumentParser:
     scored.add_argument(
         "--writer", dest="writers", type=Path, action="append", default=[], metavar="DIR", help="as for read"
     )
-    scored.add_argument("--noise", type=float, default=0.1, help="how wrong the imitated reader is (default: 0.1)")
+    _add_models(scored)
+    scored.add_argument("--split", help="with --model, only this split of the cohort's manifest")
+    scored.add_argument("--studies", type=int, metavar="N", help="with --model, only the first N")
+    scored.add_argument("--noise", type=float, help="without --model, how wrong the imitated reader is (default: 0.1)")
     scored.add_argument("--seed", type=int, default=0, help="of its errors (default: %(default)s)")
 
     fewshot = command("fewshot", "fit a task in every way with few labels and many; writes a table and a curve")
@@ -161,6 +172,10 @@ def _parser() -> argparse.ArgumentParser:
         "--set", dest="overrides", nargs="+", default=[], metavar="KEY=VALUE", help="what differs from the config"
     )
     fewshot.add_argument("--rows", help="only these recipes, as: scratch,lora,atlas (default: all that can do it)")
+
+    fewshot.add_argument(
+        "--record", action="store_true", help="one recipe without the patient's record and with it, and the difference"
+    )
 
     prognosis = command(
         "prognosis", "put a prognosis beside everything that it has to beat; writes a table and pictures"
@@ -254,6 +269,9 @@ def _parser() -> argparse.ArgumentParser:
     cohort.add_argument("--maps", action="store_true", default=None, help="T1, T2 and ADC maps too")
     cohort.add_argument("--raw", action="store_true", default=None, help="multi-coil k-space of a few slices too")
     cohort.add_argument("--record", default="mixed", help="FHIR records: R4, R5, mixed or none (default: %(default)s)")
+    cohort.add_argument(
+        "--report", default="any", choices=["any", "none"], help="a reader's report too, in any style (default: any)"
+    )
     cohort.add_argument("--processes", type=int, help="how many at a time (default: every core)")
 
     record = command("record", "say in counts what a patient's FHIR record holds; writes nothing unless told where")
@@ -360,6 +378,13 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
         help="which DICOM series, as larmor dicom labels them; the first is the one that masks are drawn on",
     )  # fmt: skip
     parser.add_argument("--visit", type=int, metavar="N", help="which DICOM visit, where there are several")
+
+
+def _add_writers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--writer", dest="writers", type=Path, action="append", default=[], metavar="DIR",
+        help="who words the report: a folder of report-train, or of a language model; repeat from best to plainest",
+    )  # fmt: skip
 
 
 def _add_models(parser: argparse.ArgumentParser) -> None:

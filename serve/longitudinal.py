@@ -2,17 +2,18 @@
 
     larmor compare PRIOR CURRENT OUT --model runs/lesions/model
 
-Both studies are read by the same models. Volumes are compared as each study gives them; for lesions the prior study is brought to
-the current one by a rigid registration of their reference series. A change is what the models measured, not yet a change of the
-patient: the same patient scanned twice does not give the same volume, and what that costs must be known of the model.
+Both studies are read by the same models, and the current one's report is drafted with the prior beside it: a Comparison, and words
+of change. Volumes are compared as each study gives them; for lesions the prior study is brought to the current one by a rigid
+registration of their reference series. A change is what the models measured, not yet a change of the patient: the same patient
+scanned twice does not give the same volume, and what that costs must be known of the model.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from nibabel.affines import apply_affine
@@ -22,18 +23,20 @@ from foundation.config import Config
 from foundation.errors import InputError
 from foundation.figures import png_bytes, three_planes
 from foundation.files import write_aside, write_folder_aside
-from foundation.findings import Finding, Side
+from foundation.findings import Change as Fate
+from foundation.findings import Finding, Measurement, PriorStudy, Side
 from foundation.lesions import pieces_of
 from foundation.preprocess import Grid, sample_at
 from foundation.reading.collection import study_from_path
 from foundation.registration import rigid
 from foundation.study import Series
-from serve.pipeline import StudyReading, load_models, read_study
+from heads.report.writing import Writer, load_writers, write_report
+from serve.pipeline import StudyReading, load_models, read_study, save_reading
 
 TOLERANCE_MM = 2.0  # how far a lesion's edge may be off after registration and still be the same lesion
 
-Fate = Literal["new", "resolved", "grown", "shrunk", "stable"]
 GROWN = 1.5  # the ratio of volumes from which a lesion counts as grown, and its inverse as shrunk
+STABLE = 1.2  # up to which a finding is called unchanged; of what lies between nothing is said but both volumes
 
 
 class VolumeChange(Config):
@@ -81,9 +84,16 @@ class Comparison:
 
 
 def compare_command(
-    prior: Path, current: Path, out: Path, models: Sequence[Path], *, same_patient: bool, backbones: Sequence[Path] = ()
+    prior: Path,
+    current: Path,
+    out: Path,
+    models: Sequence[Path],
+    *,
+    same_patient: bool,
+    backbones: Sequence[Path] = (),
+    writers: Sequence[Path] = (),
 ) -> None:
-    """The `larmor compare` command."""
+    """The `larmor compare` command: what changed, and in `reading/` the current study's reading with the prior beside it."""
     loaded = load_models(models, backbones)
     if not loaded:
         raise InputError("two dates are compared by a model", got="none", remedy="Name one with --model DIR.")
@@ -95,8 +105,12 @@ def compare_command(
             got=f"'{names[0]}' and '{names[1]}'",
             remedy="Use --same-patient if they are.",
         )
+    scribes, reasons = load_writers(writers, backbones)
     readings = [read_study(study, loaded) for study in studies]
     result = compare(readings[0], readings[1])
+    reading = with_prior(result, scribes)
+    for reason in dict.fromkeys((*reasons, *reading.draft.remarks)):
+        print(reason)
     with write_folder_aside(out) as folder:
         with write_aside(folder / "change.json") as aside:
             aside.write_text(result.change.model_dump_json(indent=2) + "\n")
@@ -105,8 +119,9 @@ def compare_command(
             aside.write_text(text)
         for name, picture in pictures_of(result).items():
             (folder / name).write_bytes(picture)
+        save_reading(reading, folder / "reading")
     print(text)
-    for path in sorted(out.iterdir()):
+    for path in sorted(file for file in out.rglob("*") if file.is_file()):
         print(f"wrote {path}")
 
 
@@ -154,6 +169,51 @@ def compare(prior: StudyReading, current: StudyReading) -> Comparison:
         not_compared=tuple(dict.fromkeys(not_compared)),
     )
     return Comparison(prior, current, change, current.study.reference.with_voxels(moved.astype(np.float32)))
+
+
+def with_prior(result: Comparison, writers: Sequence[Writer] = ()) -> StudyReading:
+    """The current reading as one that knows the prior, put into words anew."""
+    there = {finding.id: finding for finding in result.prior.reading.findings}
+    lesions: dict[str, dict[Fate, int]] = {}
+    for one in result.change.lesions:
+        counts = lesions.setdefault(one.name, {})
+        counts[one.fate] = counts.get(one.fate, 0) + 1
+    prior = PriorStudy(
+        name=result.prior.reading.session or result.prior.study.reference.name or "without a name",
+        date=_date(result.prior.study.reference),
+        lesions=lesions,
+    )
+    findings = tuple(_changed(one, there.get(one.id)) for one in result.current.reading.findings)
+    reading = result.current.reading.model_copy(update={"prior": prior, "findings": findings})
+    return replace(result.current, reading=reading, draft=write_report(reading, writers, study=result.current.study))
+
+
+def _changed(finding: Finding, before: Finding | None) -> Finding:
+    """An abnormality with its volume in the prior, and what became of it; anatomy, and what was not seen twice, as it is."""
+    ours, theirs = finding.measured("volume"), None if before is None else before.measured("volume")
+    if before is None or ours is None or theirs is None or not finding.is_abnormal:
+        return finding
+    then, now = (one.presence == "present" for one in (before, finding))
+    method = next(one.method for one in before.measurements if one.name == "volume")
+    earlier = Measurement(name="prior volume", value=theirs, unit="ml", method=method)
+    change: Fate | None = None
+    if then and now:
+        ratio = ours / theirs if theirs else GROWN
+        if ratio >= GROWN or ratio <= 1 / GROWN:
+            change = "grown" if ratio > 1 else "shrunk"
+        elif 1 / STABLE <= ratio <= STABLE:
+            change = "stable"
+    elif then or now:
+        change = "new" if now else "resolved"
+    return finding.model_copy(update={"change": change, "measurements": (*finding.measurements, earlier)})
+
+
+def _date(series: Series) -> str | None:
+    """When the study was made, where its DICOM headers say."""
+    if series.source is None:
+        return None
+    day = str(series.source.headers[0].get("StudyDate", ""))
+    return f"{day[:4]}-{day[4:6]}-{day[6:8]}" if re.fullmatch(r"\d{8}", day) else None
 
 
 def _why_not(finding: Finding, before: Finding | None) -> str:

@@ -28,6 +28,7 @@ from reportlab.platypus import Image, KeepTogether, Paragraph, SimpleDocTemplate
 
 from ehr.output import DRAFT, Standing
 from foundation.findings import Reading
+from foundation.text import one_line
 from heads.report import SECTIONS, Draft
 from serve.render import COLUMNS, Picture, cells, colophon, notice, study_name
 
@@ -159,6 +160,7 @@ def _text(
     before: float = 0.0,
     tail: str = "",
 ) -> Paragraph:
+    text = one_line(text)
     style = ParagraphStyle(
         "own",
         fontName=BOLD if bold else FONT,

@@ -1,6 +1,6 @@
 """From a study to a reading: the only path, for the command line and the page alike.
 
-    larmor read scan.nii.gz out --model runs/demo/models/structures
+    larmor read scan.nii.gz out
     larmor read visit/ out --model runs/prognosis/model --ehr bundle.json
 
 Every model runs on the study, or says why it does not; what they find becomes typed findings; templates
@@ -12,12 +12,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ehr.features import RecordSequence, sequence_of
+from ehr.history import history_of, indication_of, num_without_name
 from ehr.index import Admitted, admit, index_of
 from ehr.output import DRAFT, VERSIONS, Standing, checked, report_bundle
 from ehr.record import read_records
@@ -25,15 +27,16 @@ from ehr.vocabulary import Vocabulary
 from foundation.errors import InputError
 from foundation.figures import png_bytes, three_planes
 from foundation.files import write_folder_aside
-from foundation.findings import ModelUsed, Reading, SeriesSummary, Structure, each_once, if_seen
-from foundation.preprocess import PreparedStudy, prepare_study
+from foundation.findings import ModelUsed, Reading, SeriesSummary, Structure
+from foundation.preprocess import PreparedStudy
 from foundation.reading.collection import study_from_path
 from foundation.reading.nifti import write_labels
-from foundation.study import Contrast, Series, Study
+from foundation.study import Series, Study
 from heads._relevance import BANDS, where_it_rests
 from heads.adapters.folder import Backbones, LoadedModel, load_model
-from heads.adapters.shared import FeatureCache, outputs_of
+from heads.adapters.shared import FeatureCache
 from heads.base import HeadReading, default_models
+from heads.reading import find, mask_path
 from heads.report import Draft
 from heads.report.writing import Writer, load_writers, write_report
 from serve.pdf import pdf_bytes
@@ -104,65 +107,48 @@ def read_study(
     writers: Sequence[Writer] = (),
     record: Admitted | None = None,
 ) -> StudyReading:
-    """Let every model look at the study. A model that was not made for such a study is not asked: its findings say so.
+    """What every model finds in the study (`heads/reading.py`), as a reading in words.
 
-    `record` is what may be known of the patient when the study begins; models that read records get it in their own codes.
-    Models that look at the same series on the same grid are asked together, and what their encoders share runs once. What no
-    acquired contrast can show is not assessed, whatever a model says of it. Without `writers` templates word the findings.
+    `record` is what may be known of the patient when the study begins; models that read records get it in their own codes, and the
+    report its indication and history. Without `writers` templates word the findings.
     """
-    unseen = [
-        f"{series.name} was predicted by a model, not measured: it was not read."
-        for series in study.series
-        if series.predicted
-    ]
-    study = study.measured
-    if blank := _blank(study):
-        return _non_diagnostic(study, models, blank)
-    said: dict[str, HeadReading] = {}
+    found = find(models, study, cache, None if record is None else partial(_sequence, record=record))
+    study = found.study
     rests_on: dict[str, np.ndarray] = {}
-    views: dict[tuple[object, ...], tuple[PreparedStudy, list[LoadedModel]]] = {}
     for loaded in models:
-        name = loaded.config.name
-        seen = loaded.config.scope.known_part(study)
-        unseen += [
-            f"{name} did not look at {one.name} ({one.contrast})."
-            for one in study.series
-            if all(one is not other for other in seen.series)
-        ]
-        view = (loaded.config.spacing_mm, *map(id, seen.series))
-        if view not in views:
-            views[view] = prepare_study(seen, loaded.config.spacing_mm), []
-        prepared, asked = views[view]
-        objection = loaded.config.scope.objection(prepared)
-        if objection:
-            said[name] = HeadReading(loaded.model.head.refuse(source=name, why=objection))
-        else:
-            asked.append(loaded)
-    for prepared, asked in views.values():
-        records = [_sequence(loaded, record) for loaded in asked]
-        for index, output in outputs_of([loaded.model for loaded in asked], prepared, cache, records):
-            head, name = asked[index].model.head, asked[index].config.name
-            said[name] = head.read(output, prepared, source=name, mask_path=_mask_path(name) if head.draws else None)
-            rests_on |= _what_rests_where(asked[index], said[name], prepared)
+        if (prepared := found.prepared.get(loaded.config.name)) is not None:
+            rests_on |= _what_rests_where(loaded, found.said[loaded.config.name], prepared)
     masks = {
-        _mask_path(name): Mask(labels, loaded.config.head.structures)  # pyright: ignore[reportAttributeAccessIssue]
+        mask_path(name): Mask(labels, loaded.config.head.structures)  # pyright: ignore[reportAttributeAccessIssue]
         for loaded in models
-        if (labels := said[name := loaded.config.name].labels) is not None
+        if (name := loaded.config.name) in found.said and (labels := found.said[name].labels) is not None
     }
-    acquired: set[Contrast] = {series.contrast for series in study.series}
+    cautions = tuple(f"{one.config.name}: {one.config.caution}" for one in models if one.config.caution)
     reading = Reading(
         subject=study.subject,
         session=study.session,
         series=tuple(SeriesSummary.of(series) for series in study.series),
-        findings=each_once(if_seen(finding, acquired) for one in models for finding in said[one.config.name].findings),
+        findings=found.findings,
         models=tuple(_used(one) for one in models),
-        warnings=(
-            *_warnings(study),
-            *unseen,
-            *(f"{one.config.name}: {one.config.caution}" for one in models if one.config.caution),
-        ),
+        warnings=found.remarks if found.is_blank else (*_warnings(study), *found.remarks, *cautions),
     )
-    return StudyReading(study, reading, write_report(reading, writers), masks, rests_on)
+    return _with_record(StudyReading(study, reading, Draft(()), masks, rests_on), record, writers)
+
+
+def _with_record(result: StudyReading, record: Admitted | None, writers: Sequence[Writer]) -> StudyReading:
+    """The reading with what the record says of the patient, put into words."""
+    reading = result.reading
+    if record is not None:
+        unnamed = num_without_name(record)
+        held = f"The record holds {unnamed} diagnoses that are not named here." if unnamed else None
+        reading = reading.model_copy(
+            update={
+                "indication": indication_of(record),
+                "findings": (*reading.findings, *history_of(record)),
+                "warnings": (*reading.warnings, *filter(None, [held])),
+            }
+        )
+    return replace(result, reading=reading, draft=write_report(reading, writers, study=result.study))
 
 
 def _what_rests_where(loaded: LoadedModel, said: HeadReading, prepared: PreparedStudy) -> dict[str, np.ndarray]:
@@ -176,36 +162,20 @@ def _what_rests_where(loaded: LoadedModel, said: HeadReading, prepared: Prepared
     }
 
 
-def _blank(study: Study) -> str | None:
-    """Why nothing can be seen in the reference series, None where something may be."""
-    voxels = study.reference.voxels
-    if not np.isfinite(voxels).any() or float(np.ptp(voxels[np.isfinite(voxels)])) == 0:
-        return "the images are blank, the study is non-diagnostic"
-    return None
+def record_before(
+    bundle: Path, *, study_uid: str | None = None, at: str | None = None, words: bool = False
+) -> Admitted:
+    """What a patient's record says that was known when the study began; the study is its only MR study unless it is named.
 
-
-def _non_diagnostic(study: Study, models: Sequence[LoadedModel], why: str) -> StudyReading:
-    """No model is asked about images that show nothing."""
-    reading = Reading(
-        subject=study.subject,
-        session=study.session,
-        series=tuple(SeriesSummary.of(series) for series in study.series),
-        findings=tuple(f for one in models for f in one.model.head.refuse(source=one.config.name, why=why)),
-        models=tuple(_used(one) for one in models),
-        warnings=(f"Non-diagnostic: {why}.",),
-    )
-    return StudyReading(study, reading, write_report(reading), {})
-
-
-def record_before(bundle: Path, *, study_uid: str | None = None, at: str | None = None) -> Admitted:
-    """What a patient's record says that was known when the study began; the study is its only MR study unless it is named."""
-    record = read_records(bundle).only()
+    With `words` its free text is kept, of which a report quotes the request's.
+    """
+    record = read_records(bundle, free_text=words).only()
     return admit(record, index_of(record, study_uid=study_uid, at=at))
 
 
-def _sequence(loaded: LoadedModel, record: Admitted | None) -> RecordSequence | None:
+def _sequence(loaded: LoadedModel, *, record: Admitted) -> RecordSequence | None:
     reading = loaded.model.head.reads_record
-    if reading is None or record is None:
+    if reading is None:
         return None
     return sequence_of(record, Vocabulary(codes=reading.codes), max_events=reading.max_events)
 
@@ -221,6 +191,7 @@ def read_to_folder(
     ehr: Path | None = None,
     study_uid: str | None = None,
     at: str | None = None,
+    record_words: bool = False,
     bids: bool = False,
     deidentify: bool = False,
 ) -> None:
@@ -231,24 +202,22 @@ def read_to_folder(
         raise InputError(
             "OUT is a new folder or an earlier reading", got=out, remedy="Name another folder; nothing was written."
         )
-    if ehr is None and (study_uid or at):
+    if ehr is None and (study_uid or at or record_words):
         raise InputError(
-            "--study-uid and --at say which study of a record it is", got="no --ehr", remedy="Add --ehr FILE."
+            "--study-uid, --at and --record-words are about a record", got="no --ehr", remedy="Add --ehr FILE."
         )
-    record = None if ehr is None else record_before(ehr, study_uid=study_uid, at=at)
+    record = None if ehr is None else record_before(ehr, study_uid=study_uid, at=at, words=record_words)
     loaded = load_models(models, backbones)
     if not loaded:
-        print(
-            "No model was named and none is in runs/demo/models: nothing in the images is assessed. `make demo` makes one."
-        )
-    scribes, reasons = load_writers(writers)
+        print("No model was named and $LARMOR_MODELS holds none: nothing in the images is assessed.")
+    scribes, reasons = load_writers(writers, backbones)
     result = read_study(
         study_from_path(study, choose, visit, deidentify=deidentify), loaded, writers=scribes, record=record
     )
     for reason, times in Counter((*reasons, *result.draft.remarks)).items():
         print(reason if times == 1 else f"{reason} ({times} times)")
     if record is not None and all(one.model.head.reads_record is None for one in loaded):
-        print("No model here reads a record: it was not used.")
+        print("No model here reads a record: it gave the report its indication and history, and nothing else.")
     save_reading(result, out, bids=bids)
     for path in sorted(file for file in out.rglob("*") if file.is_file()):
         print(f"wrote {path}")
@@ -294,10 +263,6 @@ def _write_fhir(result: StudyReading, folder: Path, pdf: bytes, standing: Standi
         )
         text = json.dumps(checked(bundle, version), indent=1, ensure_ascii=False)
         (folder / f"report-{version}.json").write_text(f"{text}\n", encoding="utf-8")
-
-
-def _mask_path(name: str) -> str:
-    return f"masks/{name}.nii.gz"
 
 
 def _used(model: LoadedModel) -> ModelUsed:

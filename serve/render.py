@@ -10,13 +10,15 @@ import re
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ehr.output import DRAFT, Standing
 from foundation.findings import Finding, Reading
+from foundation.text import one_line
 from heads.report import SECTIONS, Draft
 from heads.report.slots import format_number
 from heads.report.templates import NOT_A_DEVICE
@@ -71,15 +73,8 @@ def render_markdown(reading: Reading, draft: Draft, pictures: Sequence[Picture],
 
 def render_html(reading: Reading, draft: Draft, pictures: Sequence[Picture], standing: Standing = DRAFT) -> str:
     """The report as one file: pictures inside, no script, nothing fetched."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     banner, words = notice(standing)
-    return environment.get_template("report.html").render(
+    return _template().render(
         banner=banner,
         not_a_device=words,
         study=study_name(reading),
@@ -91,6 +86,19 @@ def render_html(reading: Reading, draft: Draft, pictures: Sequence[Picture], sta
         models=reading.models,
         colophon=colophon(reading),
     )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: one_line(value) if isinstance(value, str) else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html")
 
 
 COLUMNS = ("Finding", "Side", "Presence", "Volume (ml)", "Probability", "Other measurements", "Source")
@@ -116,7 +124,7 @@ def cells(finding: Finding) -> tuple[str, ...]:
 
 
 def study_name(reading: Reading) -> str:
-    return ", ".join(part for part in (reading.subject, reading.session) if part) or "a study without a name"
+    return one_line(", ".join(filter(None, (reading.subject, reading.session)))) or "a study without a name"
 
 
 def colophon(reading: Reading) -> str:
@@ -125,5 +133,5 @@ def colophon(reading: Reading) -> str:
 
 def markdown_escaped(text: str) -> str:
     """Text that shows as itself wherever a line of markdown, a table cell or a link's name takes it."""
-    line = html.escape(" ".join(text.split()), quote=False)
+    line = html.escape(one_line(text), quote=False)
     return re.sub(r"([\\`*_\[\]#|~!])", r"\\\1", line)

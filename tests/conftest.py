@@ -17,6 +17,12 @@ from foundation.study import Series
 REAL_DATA = Path(os.environ.get("LARMOR_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_default_models(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests say which models they mean: those that come with Larmor would be asked everywhere, and take their time."""
+    os.environ["LARMOR_MODELS"] = str(tmp_path_factory.mktemp("no-models"))
+
+
 @pytest.fixture
 def shared_data() -> Path:
     """The folder of real data, which is no part of the repository: without it the test is skipped."""

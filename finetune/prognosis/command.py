@@ -18,7 +18,7 @@ from finetune.config import FinetuneConfig
 from finetune.evaluate import RESAMPLES, without_nan
 from finetune.prognosis import pictures
 from finetune.prognosis.patients import Patients, TableTrialConfig, from_table
-from finetune.prognosis.rows import ROWS, Row, Trial, run_trial
+from finetune.prognosis.rows import ROWS, Row, Scored, Trial, run_trial
 from foundation.config import load_config
 from foundation.encoder import EncoderConfig
 from foundation.errors import InputError, did_you_mean
@@ -49,7 +49,7 @@ def prognosis_command(
         )
     chosen = _rows(rows)
     patients, head, folder, name, caution = _gather(config, overrides, measured_by, measured)
-    trial = run_trial(patients, head, rows=chosen, folds=folds, repeats=repeats, seed=seed)
+    trial = run_trial(patients, head, rows=chosen, folds=folds, repeats=repeats, seed=seed, kept=folder / "cells")
     shown = picture or next((title for title in PICTURED if title in trial.said), chosen[0].title)
     if shown not in trial.said:
         raise InputError("a picture is of a row", got=repr(shown), remedy=did_you_mean(shown, trial.said))
@@ -73,7 +73,8 @@ def _gather(
             remedy = "Name its columns in table.image."
             raise InputError("images are measured where there are images", got="a table", remedy=remedy)
         task = load_config(TableTrialConfig, config, overrides)
-        return from_table(task.table), _head(task.head), task.folder, task.name, task.caution
+        head = _head(task.head)
+        return from_table(task.table, head.causes), head, task.folder, task.name, task.caution
     from finetune.prognosis.collect import from_collection
 
     study = load_config(FinetuneConfig, config, overrides)
@@ -124,14 +125,25 @@ def table(trial: Trial, name: str) -> str:
         f"|---|{'---|' * (len(names) + 1)}",
     ]
     for row in trial.rows:
-        cells = [str(row.figures[one]) if np.isfinite(row.figures[one].mean) else "not estimable" for one in names]
-        lines.append(f"| {row.title} | {' | '.join(cells)} | {row.d_calibration_p:.2g} |")
+        cells = " | ".join(_cell(row, name) for name in names)
+        lines.append(f"| {row.title} | {cells} | {row.d_calibration_p:.2g} |")
+    for cause in trial.causes:
+        names = [f"{one} of {cause}" for one in ("concordance", *aucs, *SHOWN[2:])]
+        lines += ["", f"| row | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+        for row in trial.rows:
+            if names[0] in row.figures:
+                title = "Aalen-Johansen only" if row.title == ROWS[0].title else row.title
+                lines.append(f"| {title} | {' | '.join(_cell(row, name) for name in names)} |")
     if trial.differences:
         lines += ["", "| difference of concordance, paired by patient | |", "|---|---|"]
         lines += [f"| {title} | {interval} |" for title, interval in trial.differences.items()]
     reasons = sorted({f"{figure}: {why}" for row in trial.rows for figure, why in row.why.items()})
     lines += ["", *(f"Not estimable, {reason}." for reason in reasons), *trial.notes]
     return "\n".join(lines)
+
+
+def _cell(row: Scored, figure: str) -> str:
+    return str(row.figures[figure]) if np.isfinite(row.figures[figure].mean) else "not estimable"
 
 
 def _as_json(trial: Trial, name: str) -> dict[str, object]:
@@ -144,6 +156,7 @@ def _as_json(trial: Trial, name: str) -> dict[str, object]:
         "folds": trial.folds,
         "repeats": trial.repeats,
         "seed": trial.seed,
+        "causes": list(trial.causes),
         "rows": rows,
         "differences": {title: asdict(interval) for title, interval in trial.differences.items()},
         "notes": list(trial.notes),

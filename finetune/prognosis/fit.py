@@ -1,8 +1,8 @@
 """One fit of one row: patients' columns in, logits of hazards out.
 
-Everything is fitted by one likelihood (`foundation/hazard.py`) and in one way: the training patients are cut into parts, each part
-is left out once, and what the models say of patients that they had not seen chooses the penalty or when to stop, and calibrates.
-A deep row has as many parts as the head has members: its models are an ensemble, whose disagreement is its band. A linear row is
+Everything is fitted by one likelihood (`foundation/hazard.py`) and in one way: the training patients are cut into parts, each
+part is left out once, and what the models say of patients that they had not seen says when to stop, and calibrates. A deep row
+has as many parts as the head has members: its models are an ensemble, whose disagreement is its band. A linear row (`linear`) is
 fitted again on all.
 """
 
@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from finetune.prognosis.linear import Law, weights_of
 from finetune.prognosis.patients import View
-from foundation import hazard
 from foundation.encoder import EncoderConfig
 from foundation.hazard import Interval
 from foundation.survival import FollowUp
@@ -30,7 +30,6 @@ from heads.prognosis import Head
 Sees = Literal["nothing", "person", "record", "image", "both"]
 
 PARTS = 5
-PENALTIES = np.geomspace(3.0, 1e5, 8)  # of squared weights of standardised columns, against a sum over patients
 LARGEST = 4.0  # standard deviations: beyond, a column says no more
 COMMONEST = 0.98  # a column that has one value in this share of patients is left out
 WIDTH = 64
@@ -39,10 +38,10 @@ EPOCHS, PATIENCE, BATCH, RATE, DECAY = 40, 6, 64, 2e-3, 0.1
 
 @dataclass(frozen=True)
 class Fit:
-    """`logits` of every patient given, `(patients, members, bins)`, and the law whose bins they are of."""
+    """What the law makes of every patient given, and the law whose bins and causes these logits are of."""
 
     law: Head
-    logits: Float[Tensor, "patients members bins"]
+    logits: Float[Tensor, "patients members logits"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,10 @@ class Columns:
         chosen = np.where(self.is_log, np.log1p(np.maximum(chosen, 0)), chosen)
         scaled = np.clip((chosen - self.middle) / self.spread, -LARGEST, LARGEST)
         return np.concatenate([np.nan_to_num(scaled), np.isnan(values[:, self.gaps]) - 0.5], axis=1)
+
+    def kinds(self, names: Sequence[str]) -> list[str]:
+        """What kind each number is of, given the columns'; what says that there is no value is a kind of its own."""
+        return [names[int(place)] for place in self.kept] + [f"no {names[int(place)]}" for place in self.gaps]
 
 
 def _varies(column: np.ndarray) -> bool:
@@ -109,7 +112,7 @@ def fit(
     config: PrognosisHeadConfig,
     *,
     seed: int,
-) -> tuple[Fit, Callable[[View, str], Float[Tensor, "patients members bins"]]]:
+) -> tuple[Fit, Callable[[View, str], Float[Tensor, "patients members logits"]]]:
     """Fit to the `train` rows of the view (`seen` is theirs) and say what of all rows; and a function that says it of other views,
     with the "record" or the "image" withheld if so asked, which only a deep row of both has practised."""
     law = _law(config, seen)
@@ -122,104 +125,73 @@ def fit(
     if is_deep:
         members, outside = _deep(sees, view.take(train), known, parts, law, config, seed)
     else:
-        members, outside = _linear(sees, view.take(train), known, parts, law)
-    base = law.baseline.double()
-    law.calibrate((base + outside[:, None])[:, None], Interval.of(seen, law.edges.double()))
+        members, outside = _linear(sees, view.take(train), seen, parts, law)
+    law.calibrate(law.logits_of(outside)[:, None], known)
 
     def say(other: View, withheld: str) -> Tensor:
-        scores = torch.stack([one(other, withheld) for one in members], dim=1)
-        return base + law.shift.double() + law.slope.double() * scores[..., None]
+        return law.logits_of(torch.stack([one(other, withheld) for one in members], dim=1))
 
     return Fit(law, say(view, "")), say
 
 
 def _law(config: PrognosisHeadConfig, seen: FollowUp) -> Head:
     """The bins and the hazards of an average training patient; of the head only these are used."""
-    law = Head(EncoderConfig(width=WIDTH, depth=1), config.model_copy(update={"record": None, "members": 1})).double()
-    edges = hazard.quantile_edges(seen, config.num_bins)
-    law.edges.copy_(torch.from_numpy(edges))
-    law.baseline.copy_(torch.from_numpy(hazard.baseline_logits(seen, edges)))
-    law.num_patients.fill_(len(seen))
+    alone = config.model_copy(update={"record": None, "members": 1, "hazards": "proportional"})
+    law = Head(EncoderConfig(width=WIDTH, depth=1), alone).double()
+    law.learn_bins(seen)
     return law
 
 
-Member = Callable[[View, str], Float[Tensor, " patients"]]
+Member = Callable[[View, str], Float[Tensor, "patients causes"]]
 
 
 # ------------------------------------------------------------------------------------------------ linear
 
 
 def _linear(
-    sees: Sees, view: View, known: Interval, parts: np.ndarray, law: Head
-) -> tuple[list[Member], Float[Tensor, " train"]]:
-    """A weighted sum of columns that raises all hazards alike, with ridge penalties: one for the record, one for the image."""
+    sees: Sees, view: View, seen: FollowUp, parts: np.ndarray, law: Head
+) -> tuple[list[Member], Float[Tensor, "train causes"]]:
+    """A weighted sum of columns (`linear`) for every cause, the others being losses, fitted on all; and what it says of each part
+    when fitted on the others."""
     blocks = _blocks(sees, view)
-    scales = [Columns.of(block) for block in blocks]
-    numbers = [torch.from_numpy(scale(block)) for scale, block in zip(scales, blocks, strict=True)]
-    chosen = [_best(one, PENALTIES[:, None] * np.ones(one.shape[1]), known, parts, law) for one in numbers]
-    penalty, outside = chosen[0]
-    joined = torch.cat(numbers, dim=1)
-    if len(blocks) > 1:
-        together = np.concatenate([one for one, _ in chosen])
-        penalty, outside = _best(joined, np.array([[0.5], [1.0], [2.0], [4.0]]) * together, known, parts, law)
-    weights = _ridge(joined, penalty, known, law)
+    scales = [Columns.of(values) for values, _ in blocks]
 
-    def say(other: View, withheld: str) -> Tensor:
-        given = [torch.from_numpy(scale(block)) for scale, block in zip(scales, _blocks(sees, other), strict=True)]
-        return torch.cat(given, dim=1) @ weights[1:] + weights[0]
+    def numbers(of: View) -> np.ndarray:
+        given = zip(scales, _blocks(sees, of), strict=True)
+        return np.concatenate([scale(values) for scale, (values, _) in given], axis=1)
 
-    return [say], outside
-
-
-def _blocks(sees: Sees, view: View) -> list[np.ndarray]:
-    return {"person": [view.person], "record": [view.record], "image": [view.image], "both": [view.record, view.image]}[
-        sees
-    ]
-
-
-def _best(
-    x: Tensor, penalties: Float[np.ndarray, "choices columns"], known: Interval, parts: np.ndarray, law: Head
-) -> tuple[np.ndarray, Tensor]:
-    """The penalties under which patients left out are likeliest, and their scores."""
-    found = []
-    for penalty in penalties:
-        scores = torch.zeros(len(x), dtype=torch.double)
+    x = numbers(view)
+    kinds = [kind for scale, (_, names) in zip(scales, blocks, strict=True) for kind in scale.kinds(names)]
+    weights, outside = [], np.zeros((len(x), law.config.num_causes))
+    for cause, baseline in enumerate(law.by_cause(law.baseline).unbind(dim=-1)):
+        one, known = Law(baseline, law.edges), Interval.of(seen.lost_to_others(cause), law.edges)
+        on_all, penalty = weights_of(x, kinds, known, one)
+        weights.append(on_all)
         for part in range(parts.max() + 1):
-            inside = torch.from_numpy(parts != part)
-            weights = _ridge(x[inside], penalty, known.take(inside), law)
-            scores[~inside] = x[~inside] @ weights[1:] + weights[0]
-        found.append((float(_likelihood(scores, known, law).sum()), penalty, scores))
-    _, penalty, scores = max(found, key=lambda one: one[0])
-    return penalty, scores
+            inside = parts != part
+            without, _ = weights_of(x[inside], kinds, known.take(torch.from_numpy(inside)), one, start=penalty)
+            outside[~inside, cause] = x[~inside] @ without[1:] + without[0]
+    together = np.stack(weights, axis=1)
+    return [lambda other, withheld: torch.from_numpy(numbers(other) @ together[1:] + together[0])], torch.from_numpy(
+        outside
+    )
 
 
-def _likelihood(scores: Tensor, known: Interval, law: Head) -> Tensor:
-    return hazard.log_likelihood(law.baseline.double() + scores[:, None], law.edges.double(), known)
-
-
-def _ridge(x: Tensor, penalty: np.ndarray, known: Interval, law: Head) -> Tensor:
-    """Constant (not penalised) and weights."""
-    weights = torch.zeros(1 + x.shape[1], dtype=torch.double, requires_grad=True)
-    cost = torch.from_numpy(penalty)
-    optimiser = torch.optim.LBFGS([weights], max_iter=60, tolerance_grad=1e-4, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimiser.zero_grad()
-        value = -_likelihood(x @ weights[1:] + weights[0], known, law).sum() + 0.5 * (cost * weights[1:] ** 2).sum()
-        value.backward()
-        return value
-
-    optimiser.step(loss)
-    return weights.detach()
+def _blocks(sees: Sees, view: View) -> list[tuple[np.ndarray, Sequence[str]]]:
+    """Columns, and what kind each is of."""
+    person = (view.person, ["person"] * view.person.shape[1])
+    record, image = (view.record, view.record_kinds), (view.image, view.image_kinds)
+    return {"person": [person], "record": [record], "image": [image], "both": [record, image]}[sees]
 
 
 # ------------------------------------------------------------------------------------------------ deep
 
 
 class Network(nn.Module):
-    """Image and record each to a vector, side by side, and a number of their own each; what is missing has a learned vector."""
+    """Image and record each to a vector, side by side, and numbers of their own, one for each cause; what is missing has a learned
+    vector."""
 
-    def __init__(self, num_image: int, num_record: int, record: RecordConfig | None, num_codes: int):
+    def __init__(self, num_image: int, num_record: int, record: RecordConfig | None, num_codes: int, num_causes: int):
         super().__init__()
         self.dropouts = (0.3, 0.1) if record is None else (record.record_dropout, record.image_dropout)
         self.image = _perceptron(num_image) if num_image else None
@@ -231,12 +203,12 @@ class Network(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.no_image = nn.Parameter(torch.zeros(WIDTH))
         self.no_record = nn.Parameter(torch.zeros(width))
-        self.answer = nn.Linear(WIDTH + width, 1)
+        self.answer = nn.Linear(WIDTH + width, num_causes)
         nn.init.zeros_(self.answer.weight)
 
     def forward(
         self, image: Tensor | None, columns: Tensor | None, events: RecordBatch | None, num: int
-    ) -> Float[Tensor, " patients"]:
+    ) -> Float[Tensor, "patients causes"]:
         seen = self._left(num, self.dropouts[1], image is not None and self.image is not None)
         there = self._left(num, self.dropouts[0], columns is not None or events is not None)
         pooled, record = self.no_image.expand(num, -1), self.no_record.expand(num, -1)
@@ -247,7 +219,7 @@ class Network(nn.Module):
             record = torch.where((there & events.is_real.any(dim=1))[:, None], found, self.no_record)
         elif self.columns is not None and columns is not None:
             record = torch.where(there[:, None], self.columns(columns), self.no_record)
-        return self.answer(torch.cat([pooled, record], dim=1))[:, 0]
+        return self.answer(torch.cat([pooled, record], dim=1))
 
     def _left(self, num: int, rate: float, is_there: bool) -> Tensor:
         """Who is not left out this time; only what has something beside it is ever left out."""
@@ -263,7 +235,7 @@ def _perceptron(num: int) -> nn.Sequential:
 
 def _deep(
     sees: Sees, view: View, known: Interval, parts: np.ndarray, law: Head, config: PrognosisHeadConfig, seed: int
-) -> tuple[list[Member], Float[Tensor, " train"]]:
+) -> tuple[list[Member], Float[Tensor, "train causes"]]:
     """One network per part, which tells it when to stop."""
     sees_image, sees_record = sees in ("image", "both"), sees in ("record", "both")
     image = Columns.of(view.image) if sees_image else None
@@ -278,14 +250,14 @@ def _deep(
         )
 
     given, members = inputs(view, ""), []
-    outside = torch.zeros(len(parts), dtype=torch.double)
+    outside = torch.zeros(len(parts), config.num_causes, dtype=torch.double)
     for part in range(parts.max() + 1):
         inside, left_out = np.flatnonzero(parts != part), np.flatnonzero(parts == part)
         num_image, num_record = (0 if one is None else one.shape[1] for one in (given.image, given.columns))
         with torch.random.fork_rng():
             torch.manual_seed(fold(seed, 82, part))
             record = config.record if view.sequences is not None and sees_record else None
-            network = Network(num_image, num_record, record, view.num_codes)
+            network = Network(num_image, num_record, record, view.num_codes, config.num_causes)
             _train(network, given, known, law, inside, left_out, fold(seed, 83, part))
         outside[left_out] = given.said_by(network, left_out)
         members.append(lambda other, withheld, network=network: inputs(other, withheld).said_by(network))
@@ -318,17 +290,20 @@ def _train(
     """AdamW until the part left out has not become likelier for `PATIENCE` epochs; the best weights are kept."""
     optimiser = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY)
     best, waited, state = -np.inf, 0, network.state_dict()
+    outside = known.take(torch.from_numpy(left_out))
     for epoch in range(EPOCHS):
         network.train()
         order = inside[torch.randperm(len(inside), generator=seeded(seed, epoch)).numpy()]
         for start in range(0, len(order), BATCH):
             rows = order[start : start + BATCH]
-            likely = _likelihood(network(*given.of(rows)).double(), known.take(torch.from_numpy(rows)), law)
+            likely = law.log_likelihood(
+                law.logits_of(network(*given.of(rows)).double()), known.take(torch.from_numpy(rows))
+            )
             optimiser.zero_grad()
             (-likely.mean()).backward()
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimiser.step()
-        likely = _likelihood(given.said_by(network, left_out), known.take(torch.from_numpy(left_out)), law)
+        likely = law.log_likelihood(law.logits_of(given.said_by(network, left_out)), outside)
         value = float(likely.mean())
         if value > best:
             best, waited = value, 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +31,8 @@ MOST_KINDS = 12  # of a column of words: more are a name, not a kind
 
 
 class TableConfig(Config):
-    """CSV files joined by their `id` column; `time` in days, `observed` 1 where it was the event.
+    """CSV files joined by their `id` column; `time` in days, `observed` 1 where it was the event, `cause` which of the
+    head's causes it was.
 
     `age` and `sex` are the columns of the plainest row. `record` and `image` name columns, with * for any text, that were known
     when the images were made; `later` those of the record that were not, which only a `landmark` lets in.
@@ -41,6 +42,7 @@ class TableConfig(Config):
     id: str
     time: str
     observed: str
+    cause: str | None = None
     age: str
     sex: str
     record: tuple[str, ...] = ()
@@ -76,33 +78,37 @@ class TableTrialConfig(Config):
 
 @dataclass(frozen=True)
 class View:
-    """What some patients look like to a model: columns (NaN where not known), and the record's events where there are any."""
+    """What some patients look like to a model: columns (NaN where not known) and what kind each is of, and the record's events
+    where there are any."""
 
     person: Float[np.ndarray, "patients person"]
     record: Float[np.ndarray, "patients record"]
     image: Float[np.ndarray, "patients image"]
+    record_kinds: tuple[str, ...]
+    image_kinds: tuple[str, ...]
     sequences: tuple[RecordSequence | None, ...] | None = None
     num_codes: int = 0
 
     def take(self, rows: Int[np.ndarray, " some"]) -> View:
         sequences = None if self.sequences is None else tuple(self.sequences[row] for row in rows)
-        return View(self.person[rows], self.record[rows], self.image[rows], sequences, self.num_codes)
+        columns = {name: getattr(self, name)[rows] for name in ("person", "record", "image")}
+        return replace(self, **columns, sequences=sequences)
 
     def with_records_of(self, rows: Int[np.ndarray, " patients"]) -> View:
         """Everybody with somebody else's record; age and sex go with it."""
-        other = self.take(rows)
-        return View(other.person, other.record, self.image, other.sequences, self.num_codes)
+        return replace(self.take(rows), image=self.image)
 
 
 @dataclass(frozen=True)
 class Patients:
-    """`records` are admitted events (of a collection), `columns` a table's. `oracle` holds the true log hazards, where they are
-    known: what "image" and "record" add. `notes` is what a reader of the figures must know."""
+    """`records` are admitted events (of a collection), `columns` a table's, those of `person` first. `oracle` holds the true log
+    hazards, where they are known: what "image" and "record" add. `notes` is what a reader of the figures must know."""
 
     names: tuple[str, ...]
     seen: FollowUp
     person: Float[np.ndarray, "patients person"]
     image: Float[np.ndarray, "patients image"]
+    image_kinds: tuple[str, ...]
     columns: Float[np.ndarray, "patients columns"] | None = None
     records: tuple[Admitted | None, ...] | None = None
     oracle: Mapping[str, Float[np.ndarray, " patients"]] | None = None
@@ -115,7 +121,9 @@ class Patients:
         """Everybody, through a vocabulary that only these patients were asked for."""
         if self.records is None:
             assert self.columns is not None
-            return View(self.person, self.columns, self.image)
+            num = self.person.shape[1]
+            kinds = ("person",) * num + ("record",) * (self.columns.shape[1] - num)
+            return View(self.person, self.columns, self.image, kinds, self.image_kinds)
         known = [one for row in fitted_on if (one := self.records[row]) is not None]
         reading = config.record
         minimum, longest = (5, 256) if reading is None else (reading.min_patients, reading.max_events)
@@ -127,16 +135,19 @@ class Patients:
         table = tabulate([one for one in self.records if one is not None], vocabulary)
         record = np.full((len(self), len(table.names)), np.nan)
         record[there] = table.values
-        return View(self.person, record, self.image, sequences, len(vocabulary))
+        return View(self.person, record, self.image, table.kinds, self.image_kinds, sequences, len(vocabulary))
 
 
-def from_table(config: TableConfig) -> Patients:
-    """The rows of the first file that the others have too and whose outcome is known."""
+def from_table(config: TableConfig, causes: Sequence[str] = ()) -> Patients:
+    """The rows of the first file that the others have too and whose outcome is known; `causes` exclude each other."""
     tables = [_read(path, config.id) for path in config.files]
     names = [name for name in tables[0] if all(name in other for other in tables[1:])]
     merged = {name: {key: value for table in tables for key, value in table[name].items()} for name in names}
     known = list(next(iter(merged.values()))) if merged else []
-    for name in (config.time, config.observed, config.age, config.sex):
+    if bool(causes) != (config.cause is not None):
+        got = f"head.causes={list(causes)}, table.cause={config.cause}"
+        raise InputError("causes have names and a column", got=got, remedy="Set both, or neither.")
+    for name in filter(None, (config.time, config.observed, config.cause, config.age, config.sex)):
         if name not in known:
             raise InputError(
                 "a named column is in the table", got=repr(name), remedy=did_you_mean(name, known), file=config.files[0]
@@ -157,8 +168,17 @@ def from_table(config: TableConfig) -> Patients:
         notes.append(
             f"Asked at '{config.landmark}', after the images: {later} count as known. No forecast from the images' day."
         )
-    seen = FollowUp.of(np.array([times[name] for name in usable]), np.array(events) > 0)
-    return Patients(tuple(usable), seen, person, image, columns=record, notes=tuple(notes))
+    which = None
+    if config.cause is not None:
+        said = [row[config.cause].strip() for row in rows]
+        unknown = sorted({one for one, event in zip(said, events, strict=True) if event > 0 and one not in causes})
+        if unknown:
+            got, remedy = ", ".join(map(repr, unknown)), f"There are {', '.join(causes)}."
+            raise InputError("an event has one of the head's causes", got=got, remedy=remedy, file=config.files[0])
+        which = np.array([causes.index(one) if one in causes else 0 for one in said])
+    seen = FollowUp.of(np.array([times[name] for name in usable]), np.array(events) > 0, cause=which)
+    kinds = ("image",) * image.shape[1]
+    return Patients(tuple(usable), seen, person, image, kinds, columns=record, notes=tuple(notes))
 
 
 def _read(path: Path, key: str) -> dict[str, dict[str, str]]:

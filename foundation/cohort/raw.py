@@ -15,8 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from nibabel.affines import apply_affine, from_matvec
 from numpy.random import Generator
+from torch import Tensor
 
 from foundation.cohort.acquisition import draw_protocol, head_image, nulled, typical_signal
 from foundation.cohort.anatomy import Anatomy
@@ -36,6 +38,7 @@ from foundation.physics.relaxometry import TissueTable
 from foundation.raw import RawData
 
 FINER = 1.25  # voxels of the acquisition over those of the head
+SPOT_RADII_MM, SPOT_CONTRAST = (2.0, 7.0), (0.15, 0.6)
 
 
 def simulate_raw(
@@ -44,28 +47,34 @@ def simulate_raw(
     contrast: str,
     generator: Generator,
     *,
-    num_slices: int = 6,
+    num_slices: int | None = 6,
     num_coils: int = 8,
     acceleration: float = 4.0,
     mask: str = "equispaced",
     noise: float = 0.02,
     anywhere: bool = False,
+    spots: int = 0,
 ) -> RawData:
     """Axial slices, evenly spaced, complete and noisy; `planned` says which columns an accelerated scan would have kept.
 
-    They begin at the same place of every head, or `anywhere`, so that a head shows other slices each time.
+    They begin at the same place of every head, or `anywhere`, so that a head shows other slices each time. None is the
+    whole head, every other slice.
 
-    `noise` is the standard deviation of each channel's real and imaginary part over the mean signal of the head.
+    `noise` is the standard deviation of each channel's real and imaginary part over the mean signal of the head. Up to
+    `spots` in each slice are brighter or darker than the head has them: small things that are nowhere else.
     """
     protocol = draw_protocol(contrast, anatomy.subject, float(anatomy.spacing_mm[0]), generator)
     protocol = replace(protocol, artefact=None, voxel_mm=tuple(anatomy.spacing_mm.tolist()), tilt_deg=(0.0, 0.0, 0.0))
     protocol = nulled(protocol, tissues)
     signal = head_image(anatomy, protocol, tissues, generator)
-    brain = np.argwhere(shows(anatomy.labels, BRAIN))[:, 2]
-    low, high = np.quantile(brain, [0.2, 0.8])
-    step = max(1, round((high - low) / max(1, num_slices - 1)))
-    first = round(low) + (int(generator.integers(-step // 2, step // 2 + 1)) if anywhere else 0)
-    chosen = list(range(first, min(signal.shape[2], first + num_slices * step), step))
+    if num_slices is None:
+        step, chosen = 2, list(range(0, signal.shape[2], 2))
+    else:
+        brain = np.argwhere(shows(anatomy.labels, BRAIN))[:, 2]
+        low, high = np.quantile(brain, [0.2, 0.8])
+        step = max(1, round((high - low) / max(1, num_slices - 1)))
+        first = round(low) + (int(generator.integers(-step // 2, step // 2 + 1)) if anywhere else 0)
+        chosen = list(range(first, min(signal.shape[2], first + num_slices * step), step))
     height, width = (2 * int(n / FINER / 2) for n in signal.shape[:2])
     sigma = noise * typical_signal(signal)
     middle = (signal.shape[2] - 1) / 2
@@ -76,7 +85,10 @@ def simulate_raw(
         # The same coils for every slice: their own generator, begun anew.
         coils = np.random.default_rng(coil_seed)
         maps = coil_maps((*signal.shape[:2], 1), anatomy.spacing_mm, num_coils, coils, centre_mm=off_mm)[..., 0]
-        image = signal[:, :, place] * smooth_phase(signal.shape[:2], 0.6, generator)
+        shown = signal[:, :, place]
+        if spots:
+            shown = shown * spotted(shown, float(anatomy.spacing_mm[0]), int(generator.integers(spots + 1)), generator)
+        image = shown * smooth_phase(signal.shape[:2], 0.6, generator)
         measured = crop(to_kspace(maps * image), (height, width))
         target.append(root_sum_of_squares(to_image(measured)))
         kspace.append(add_noise(measured, sigma, generator))
@@ -103,6 +115,24 @@ def simulate_raw(
         side_is_known=True,
         facts=facts,
     )
+
+
+def spotted(image: Float[Tensor, "x y"], spacing_mm: float, num: int, generator: Generator) -> Float[Tensor, "x y"]:
+    """A factor for an image: one, but for `num` ellipses of soft edge where it is bright, of up to three fifths either way."""
+    factor = np.ones(image.shape, np.float32)
+    x, y = np.indices(image.shape)
+    for row, column in generator.choice(np.argwhere(image.numpy() > 0.1 * float(image.max())), num):
+        angle, radii_mm = generator.uniform(0, np.pi), generator.uniform(*SPOT_RADII_MM, 2)
+        across, along = x - row, y - column
+        turned = np.stack(
+            [np.cos(angle) * across + np.sin(angle) * along, np.cos(angle) * along - np.sin(angle) * across]
+        )
+        from_edge_mm = (1 - np.hypot(*(spacing_mm * turned / radii_mm[:, None, None]))) * radii_mm.min()
+        soft = np.clip(from_edge_mm / spacing_mm + 0.5, 0, 1)
+        factor *= 1 + np.float32(generator.uniform(*SPOT_CONTRAST) * generator.choice((-1, 1))) * soft.astype(
+            np.float32
+        )
+    return torch.from_numpy(factor)
 
 
 def write_raw(path: Path, raw: RawData, *, subject: str) -> None:

@@ -34,7 +34,7 @@ from foundation.errors import InputError
 from foundation.files import write_aside, write_folder_aside
 from foundation.parallel import in_order, one_thread
 from foundation.progress import progress
-from foundation.reading.collection import Row, SeriesEntry, Split, write_manifest
+from foundation.reading.collection import Row, SeriesEntry, Split, read_manifest, write_manifest
 from foundation.reading.nifti import write_labels, write_sidecar, write_volume
 from foundation.study import Series
 
@@ -136,16 +136,19 @@ def _check_folder(folder: Path, config: CohortConfig) -> None:
 
 
 def _publish(folder: Path, config: CohortConfig, num_subjects: int, source: str) -> Path:
-    """The manifest over all subjects, and what is true of the cohort as a whole."""
+    """The manifest over all subjects, and what is true of the cohort as a whole, which takes a minute and is not done twice."""
     rows = [Row.model_validate_json((folder / subject_name(i) / "row.json").read_text()) for i in range(num_subjects)]
+    manifest = folder / "manifest.jsonl"
+    if manifest.is_file() and read_manifest(manifest).rows == tuple(rows):
+        return manifest
     truths = [json.loads((folder / subject_name(i) / "truth.json").read_text()) for i in range(num_subjects)]
     summary = _summary(source, rows, truths)
     with one_thread():
         summary["oracle_dice"] = oracle_dice(config, range(min(ORACLE_SUBJECTS, num_subjects)))
     with write_aside(folder / "truth.json") as aside:
         aside.write_text(json.dumps(summary, indent=1) + "\n")
-    write_manifest(folder / "manifest.jsonl", rows)
-    return folder / "manifest.jsonl"
+    write_manifest(manifest, rows)
+    return manifest
 
 
 def _summary(source: str, rows: list[Row], truths: list[dict[str, Any]]) -> dict[str, Any]:

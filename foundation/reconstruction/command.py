@@ -196,8 +196,8 @@ def write_result(out: Path, raw: RawData, result: Comparison, *, about: dict[str
     }
     with write_aside(out / "metrics.json") as aside:
         aside.write_text(json.dumps(without_infinity(record), indent=1, allow_nan=False) + "\n")
-    planes = {name: middle_plane(series) for name, series in volumes.items()}
-    reference = None if result.reference is None else middle_plane(raw.series(result.reference))
+    planes = {name: plane(series) for name, series in volumes.items()}
+    reference = None if result.reference is None else plane(raw.series(result.reference))
     plot_errors(out / "errors.png", reference, planes)
 
 
@@ -208,10 +208,15 @@ def without_infinity(content: Any) -> Any:
     return None if isinstance(content, float) and not np.isfinite(content) else content
 
 
-def middle_plane(series: Series) -> Float[np.ndarray, "height width"]:
-    """The middle slice, as radiologists hang it where the sides are known, and as it is stored where not."""
+def plane(series: Series, share: float = 0.5) -> Float[np.ndarray, "height width"]:
+    """The slice at that share of the way through, as radiologists hang it where the sides are known, and as it is stored where
+    not."""
     if not series.side_is_known:
-        return series.voxels[..., series.shape[2] // 2]
+        return series.voxels[..., _place(share, series.shape[2])]
     across = int(io_orientation(series.affine)[2, 0])
     voxels = to_closest_ras(series).voxels
-    return voxels.take(voxels.shape[across] // 2, axis=across)[::-1, ::-1].T
+    return voxels.take(_place(share, voxels.shape[across]), axis=across)[::-1, ::-1].T
+
+
+def _place(share: float, num: int) -> int:
+    return min(int(share * num), num - 1)

@@ -105,18 +105,28 @@ def solve_sense(
 
     Stopping early is a penalty too: what the data determine well converges first.
     """
+    return solve_normal(operator, operator.adjoint(kspace), num_iterations, penalty)
+
+
+def solve_normal(
+    operator: SenseOperator,
+    residual: Complex[Tensor, "..."],
+    num_iterations: int,
+    penalty: int | float | Float[Tensor, ""] = 0.0,
+) -> Complex[Tensor, "..."]:
+    """(A^H A + penalty) d = `residual`. With A^H (y - A z) for it, z + d explains the samples and stays near z."""
     axes = operator.axes
+    penalty = torch.as_tensor(penalty, dtype=residual.real.dtype, device=residual.device)
 
     def inner(a: Tensor, b: Tensor) -> Tensor:
         """Over each image by itself."""
         return (a.conj() * b).real.sum(axes, keepdim=True)
 
-    residual = operator.adjoint(kspace)
     image, direction = torch.zeros_like(residual), residual
     energy = inner(residual, residual)
     least = torch.finfo(energy.dtype).tiny
     for _ in range(num_iterations):
-        bent = torch.add(operator.normal(direction), direction, alpha=penalty)
+        bent = torch.addcmul(operator.normal(direction), penalty, direction)
         step = energy / inner(direction, bent).clamp(min=least)
         image = torch.addcmul(image, step, direction)
         residual = torch.addcmul(residual, step, bent, value=-1)

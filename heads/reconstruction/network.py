@@ -1,18 +1,17 @@
-"""An unrolled network: gradient steps towards the samples, and between them a small U-Net that says what images look like.
+"""An unrolled network: what the samples say, and in between a small U-Net that says what images look like.
 
-    g = A^H A x - A^H y
-    x <- x - step_k(scan) g + refine_k(x, g, scan)
+    x <- the image that explains the samples best and lies near x, how near depends on the scan
+    x <- x + refine_k(x, A^H (y - A x), scan)
 
-as in the variational network (Hammernik 2018) with the steps of E2E-VarNet (Sriram 2020) taken in the image, where they are
-the same for known sensitivities; and as there the sensitivities that few calibration lines give are mended first. It begins
-where a few conjugate gradients of SENSE lead: from the zero-filled image, so few steps leave an image more blurred than
-SENSE's. The U-Nets see real and imaginary part, what is known of the scan (FiLM, Perez 2018), and, where an encoder is given,
-its features of the zero-filled image. Another small U-Net says how wrong the image may be. Steps and refinements are learnt;
-the samples are not.
+as in MoDL (Aggarwal 2019): the first line is a few conjugate gradients, the first time from nothing, which is SENSE. Single
+gradient steps leave an image more blurred than SENSE's. As in E2E-VarNet (Sriram 2020) the sensitivities that few calibration
+lines give are mended first. The U-Nets see real and imaginary part, what is known of the scan (FiLM, Perez 2018), and, where an
+encoder is given, its features of the zero-filled image. Another small U-Net says how wrong the image may be.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,33 +26,36 @@ from foundation.checkpoint import load_model_folder, save_model_folder
 from foundation.config import Config
 from foundation.encoder import Encoder, EncoderConfig
 from foundation.physics.kspace import SenseOperator
-from foundation.reconstruction.methods import solve_sense
+from foundation.reconstruction.methods import solve_normal
 from foundation.reconstruction.metrics import K1, K2, WINDOW
 from foundation.tokens import PATCH
 from heads._unet import NORM_GROUPS, UNet
-from heads.reconstruction.scan import CONTEXT_SIZE, Scan
+from heads.reconstruction.scan import CONTEXT_SIZE, FAULTED, Scan
 
 KIND = "reconstruction"
 MAP_CHANNELS, DOUBT_CHANNELS = 8, 8
-START_PENALTY = 1e-2
+START_PENALTY, PENALTY = 1e-2, 0.1  # at first; where all samples are spoilt, so many e-folds more
+FAULT_PENALTY = 4.0
+EXACT = 0.02  # relative errors much smaller than this are not worth learning
 DOUBT_WEIGHT = 0.1
 DOUBT_UNIT, LEAST_DOUBT = 20.0, 1e-4  # errors are some hundredths of the brightest place
 
 
 class UnrolledConfig(Config):
-    """`start_steps` conjugate gradients make the image that it begins with; 0 begins with the zero-filled one.
+    """`start_steps` conjugate gradients make the image that it begins with, `data_steps` follow every refinement but the last.
 
     `encoder` None works without; otherwise one of that shape looks at the zero-filled image and is trained along.
 
-    For comparison: without `context` the network is told nothing about the scan, and without `data_steps` it is a plain
+    For comparison: without `context` the network is told nothing about the scan, and not `unrolled` it is a plain
     U-Net (or several in a row) that has the zero-filled image and never sees the samples again.
     """
 
-    cascades: Annotated[int, Field(ge=1)] = 5
+    cascades: Annotated[int, Field(ge=1)] = 3
     channels: Annotated[int, Field(ge=NORM_GROUPS, multiple_of=NORM_GROUPS)] = 16
-    start_steps: Annotated[int, Field(ge=0)] = 4
+    start_steps: Annotated[int, Field(ge=1)] = 6
+    data_steps: Annotated[int, Field(ge=1)] = 3
     context: bool = True
-    data_steps: bool = True
+    unrolled: bool = True
     encoder: EncoderConfig | None = None
     encoder_rate: float = 0.1
 
@@ -84,18 +86,20 @@ class Unrolled(nn.Module):
         self.config = config
         self.encoder = None if config.encoder is None else Encoder(config.encoder)
         width = None if config.encoder is None else config.encoder.width
-        self.coils = UNet(4, 2, CONTEXT_SIZE, channels=MAP_CHANNELS, levels=2) if config.data_steps else None
-        if config.data_steps:
-            self.steps = nn.Parameter(torch.ones(config.cascades))
-            self.trust = nn.Linear(CONTEXT_SIZE, config.cascades, bias=False)  # in the samples, by what is known
-            nn.init.zeros_(self.trust.weight)
+        self.coils = UNet(4, 2, CONTEXT_SIZE, channels=MAP_CHANNELS, levels=2) if config.unrolled else None
+        if config.unrolled:
+            # How near each solution stays to the image before it, by what is known of the scan.
+            self.penalty = nn.Linear(CONTEXT_SIZE, config.cascades)
+            with torch.no_grad():
+                self.penalty.bias.fill_(math.log(PENALTY))[0] = math.log(START_PENALTY)
+                self.penalty.weight.zero_()[1:, FAULTED] = FAULT_PENALTY
         self.refine = nn.ModuleList(
             UNet(4, 2, CONTEXT_SIZE, channels=config.channels, token_width=width) for _ in range(config.cascades)
         )
         self.doubt = UNet(3, 1, CONTEXT_SIZE, channels=DOUBT_CHANNELS)
 
     def forward(self, batch: Scans) -> dict[str, Tensor]:
-        """Absolute error over the mean of the target, its root mean square over the target's, 1 - SSIM; means over scans.
+        """The logarithm of the relative error, so that a decibel counts the same in every scan, and 1 - SSIM; means over scans.
 
         And the likelihood of the error if it were Laplace distributed with the scale that `doubt` says (Kendall and Gal
         2017), which teaches nothing but `doubt`.
@@ -110,9 +114,9 @@ class Unrolled(nn.Module):
         found = self.reconstruct(scan)
         image = magnitude(found.image)
         error = image - scan.target
+        relative = (error.square().mean() / scan.target.square().mean()).sqrt()
         return {
-            "l1": error.abs().mean() / scan.target.mean(),
-            "l2": error.square().mean().sqrt() / scan.target.square().mean().sqrt(),
+            "error": (relative + EXACT).log(),
             "unlike": 1 - ssim(scan.target, image),
             "doubt": (error.detach().abs() / found.doubt + found.doubt.log()).mean(),
         }
@@ -123,19 +127,21 @@ class Unrolled(nn.Module):
         operator = self._operator(scan, context)
         back = operator.adjoint(scan.kspace)
         seen = self._seen(scan)
-        image, gradient = back, torch.zeros_like(back)
-        if self.config.data_steps and self.config.start_steps:
-            with torch.no_grad():
-                image = solve_sense(operator, scan.kspace, self.config.start_steps, START_PENALTY)
+        image, unexplained = back, torch.zeros_like(back)
+        penalty = None
+        if self.config.unrolled:
+            image, unexplained = unexplained, back
+            penalty = self.penalty(context).float().exp()
         for number, refine in enumerate(self.refine):
-            if self.config.data_steps:
-                gradient = operator.normal(image) - back
-                image = image - (self.steps + self.trust(context).float())[number] * gradient
-            image = image + as_complex(refine(as_real(image, gradient), context, seen))
+            if penalty is not None:
+                steps = self.config.data_steps if number else self.config.start_steps
+                image = image + solve_normal(operator, unexplained, steps, penalty[number])
+            image = image + as_complex(refine(as_real(image, unexplained), context, seen))
+            if penalty is not None:
+                unexplained = back - operator.normal(image)
         if hard:
             image = hold_to_samples(image, scan, operator)
-        gradient = operator.normal(image) - back
-        hints = torch.stack([magnitude(one) for one in (image, back, gradient)], dim=1).detach()
+        hints = torch.stack([magnitude(one) for one in (image, back, back - operator.normal(image))], dim=1).detach()
         doubt = nn.functional.softplus(self.doubt(hints, context, None)[:, 0].float()) / DOUBT_UNIT + LEAST_DOUBT
         return Reconstruction(image, doubt)
 

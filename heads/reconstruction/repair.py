@@ -23,6 +23,7 @@ from foundation.physics.kspace import to_image, to_kspace
 from foundation.raw import RawData
 from foundation.reading.nifti import publish_bytes, read_nifti, write_volume
 from foundation.study import Series
+from heads.reconstruction.before_after import BeforeAfter
 from heads.reconstruction.command import LearnedMethod
 from heads.reconstruction.network import Unrolled
 from heads.reconstruction.scan import FAULTS
@@ -55,33 +56,39 @@ def repair_command(input: Path, out: Path, *, model: Path, fault: str, strength:
 
 def repair(series: Series, network: Unrolled, fault: str, strength: float = 1.0) -> Series:
     """On the same grid, but for thick slices, which become as thin as the slice's pixels are wide."""
+    return repair_before_after(series, network, fault).at(strength)
+
+
+def repair_before_after(series: Series, network: Unrolled, fault: str) -> BeforeAfter:
+    """At strength 0 the image as it was; thick slices interpolated, and what averaging took from them taken back."""
     axis = int(np.argmax(series.spacing_mm))
     voxels = torch.from_numpy(series.voxels).movedim(axis, -1)
     if fault != THICK:
-        planes = voxels.permute(2, 0, 1)
+        planes, back, grid = voxels.permute(2, 0, 1), (1, 2, 0), series
         raw = RawData(to_kspace(planes.to(torch.complex64))[:, None], torch.ones(1, 1, 1, 1, dtype=torch.bool))
-        method = LearnedMethod(network, strength if fault == NOISE else 1.0, fault=None if fault == NOISE else fault)
-        found = method(raw)
-        if fault != NOISE:
-            found = planes + strength * (found - planes)
-        return series.with_voxels(_stored(found.permute(1, 2, 0), axis))
-    spacing_mm = np.delete(series.spacing_mm, axis)
-    thick = series.spacing_mm[axis]
-    num = round(voxels.shape[-1] * thick / spacing_mm.min())
-    if thick < LEAST_THICKNESS * spacing_mm.min():
-        rule = f"thick slices are at least {LEAST_THICKNESS:g} times as thick as their pixels are wide"
-        raise InputError(rule, got=f"{thick:.2f} and {spacing_mm.min():.2f} mm", remedy="There is nothing to repair.")
-    planes = voxels.permute(1, 0, 2)  # along either axis of the slice
-    scale = (num / voxels.shape[-1]) ** 0.5  # as many more columns keep their brightness
-    kspace, mask = of_thick_slices(scale * to_kspace(planes.to(torch.complex64))[:, None], num)
-    found = LearnedMethod(network, fault=THICK)(RawData(kspace, mask))
-    plain = to_image(kspace)[:, 0].abs()
-    found = plain + strength * (found - plain)
-    affine = series.affine.copy()
-    step = affine[:3, axis] * voxels.shape[-1] / num
-    affine[:3, 3] += affine[:3, axis] * (voxels.shape[-1] // 2) - step * (num // 2)  # the middle of a transform stays
-    affine[:3, axis] = step
-    return replace(series.with_voxels(_stored(found.permute(1, 0, 2), axis), affine), path=None)
+        method = LearnedMethod(network, fault=None if fault == NOISE else fault)
+    else:
+        spacing_mm, thick = np.delete(series.spacing_mm, axis), series.spacing_mm[axis]
+        num = round(voxels.shape[-1] * thick / spacing_mm.min())
+        if thick < LEAST_THICKNESS * spacing_mm.min():
+            rule = f"thick slices are at least {LEAST_THICKNESS:g} times as thick as their pixels are wide"
+            got = f"{thick:.2f} and {spacing_mm.min():.2f} mm"
+            raise InputError(rule, got=got, remedy="There is nothing to repair.")
+        scale = (num / voxels.shape[-1]) ** 0.5  # as many more columns keep their brightness
+        along = voxels.permute(1, 0, 2).to(torch.complex64)  # along either axis of the slice
+        raw = RawData(*of_thick_slices(scale * to_kspace(along)[:, None], num))
+        planes, back = to_image(raw.kspace)[:, 0].abs(), (1, 0, 2)
+        method = LearnedMethod(network, fault=THICK)
+        affine = series.affine.copy()
+        step = affine[:3, axis] * voxels.shape[-1] / num
+        affine[:3, 3] += affine[:3, axis] * (voxels.shape[-1] // 2) - step * (
+            num // 2
+        )  # the middle of a transform stays
+        affine[:3, axis] = step
+        grid = replace(series, affine=affine, path=None)
+    found = method(raw)
+    before, after, doubt = (_stored(one.permute(back), axis) for one in (planes, found, method.maps["doubt"]))
+    return BeforeAfter(grid.with_voxels(before), before, after, (np.zeros_like(doubt), doubt))
 
 
 def _stored(volume: Float[Tensor, "first second slices"], axis: int) -> Float[np.ndarray, "x y z"]:

@@ -21,6 +21,7 @@ MAX_CALIBRATION = 24  # samples along an axis
 FAULTS = ("thick slices", "ghost", "motion")  # what spoils all samples, so that the mask does not show it
 # Acceleration, calibration, whether the noise is known and which, denoising, how far k-space reaches; fault; contrast.
 CONTEXT_SIZE = 9 + len(FAULTS) + len(CONTRASTS)
+FAULTED = slice(9, 9 + len(FAULTS))
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,19 @@ class Scan:
     @property
     def operator(self) -> SenseOperator:
         return SenseOperator(self.maps, self.mask)
+
+    def only(self, number: int) -> Scan:
+        """One slice of it."""
+        here = slice(number, number + 1)
+        return replace(
+            self,
+            kspace=self.kspace[here],
+            mask=self.mask if len(self.mask) == 1 else self.mask[here],
+            maps=self.maps[here],
+            blurred=self.blurred[here],
+            tokens=None if self.tokens is None else self.tokens.bags(here),
+            target=None if self.target is None else self.target[here],
+        )
 
     def to(self, device: torch.device | str) -> Scan:
         return replace(

@@ -11,16 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import numpy as np
 import torch
 from pydantic import Field, field_validator
+from torch import Tensor, nn
 
 from foundation.checkpoint import load_model_folder
 from foundation.cohort.raw import simulate_raw
 from foundation.cohort.stream import StreamConfig, shared_stream
 from foundation.config import Config, save_config
+from foundation.encoder import EncoderConfig
 from foundation.errors import did_you_mean
 from foundation.raw import RawData
 from foundation.study import CONTRASTS
@@ -29,7 +31,8 @@ from heads.reconstruction.network import KIND, Scans, Unrolled, UnrolledConfig, 
 from heads.reconstruction.scan import Scan
 from heads.reconstruction.tasks import TASKS, draw_task
 
-MIXTURE = {"acceleration": 0.6, **dict.fromkeys(TASKS, 0.4 / len(TASKS))}
+MIXTURE = {"acceleration": 0.7, **dict.fromkeys(TASKS, 0.3 / len(TASKS))}
+MODEL = "model"
 UNTOLD = 0.3  # how often the contrast and the noise are kept from the network, since files often do
 
 CARD = """# Reconstruction of accelerated scans
@@ -45,27 +48,33 @@ class TrainReconstructionConfig(Config):
 
     `tasks` are the shares of what is learned, of `heads/reconstruction/tasks.py`; what is not named is not learned.
     `variants` scans are made of each head, and kept in memory (some MB each), since to make one takes about as long as to
-    learn from it; None makes another one each time. `start` is the folder of a model to begin with the weights of.
+    learn from it; None makes another one each time. A step sees one slice of one. `denoise` above 1 is 1, so that more are to
+    be noise-free than lie between. `start` is the folder of a model to begin with the weights of.
+
+    `beside` are other networks that learn from the same scans in the same steps, to compare with.
     """
 
-    network: UnrolledConfig = UnrolledConfig()
+    network: UnrolledConfig = UnrolledConfig(encoder=EncoderConfig(width=64, depth=2), encoder_rate=0.3)
+    beside: dict[str, UnrolledConfig] = Field(default_factory=dict)
     start: Path | None = None
     training: TrainingConfig = TrainingConfig(
-        steps=2000,
+        steps=1200,
         batch_size=1,
-        learning_rate=1e-3,
-        warmup_steps=50,
+        learning_rate=2e-3,
+        warmup_steps=30,
         weight_decay=0.0,
-        ema_decay=0.995,
-        checkpoint_every=250,
+        clip_norm=10.0,
+        ema_decay=0.99,
+        checkpoint_every=50,
     )
-    cohort: StreamConfig = StreamConfig(subjects=32, contrasts=("T1w", "T2w", "FLAIR"), missing_series=0.0)
-    variants: Annotated[int, Field(ge=1)] | None = 10
+    cohort: StreamConfig = StreamConfig(subjects=24, contrasts=("T1w", "T2w", "FLAIR"), missing_series=0.0)
+    variants: Annotated[int, Field(ge=1)] | None = 5
     num_slices: Annotated[int, Field(ge=1)] = 3
     num_coils: tuple[int, int] = (4, 8)
     noise: tuple[float, float] = (0.005, 0.04)
-    acceleration: tuple[float, float] = (2.0, 8.0)
-    denoise: tuple[float, float] = (0.0, 1.0)
+    spots: Annotated[int, Field(ge=0)] = 6
+    acceleration: tuple[float, float] = (2.5, 9.0)
+    denoise: tuple[float, float] = (0.0, 2.0)
     tasks: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=lambda: dict(MIXTURE))
 
     @field_validator("tasks")
@@ -77,6 +86,23 @@ class TrainReconstructionConfig(Config):
         if not sum(tasks.values()) > 0:
             raise ValueError("some task has a share above 0")
         return tasks
+
+
+class Together(nn.Module):
+    """Networks that do not know of each other, and see the same scans."""
+
+    def __init__(self, networks: dict[str, Unrolled]):
+        super().__init__()
+        self.networks = nn.ModuleDict(networks)
+
+    def forward(self, batch: Scans) -> dict[str, Tensor]:
+        losses = {name: network(batch) for name, network in self.networks.items()}
+        each = {f"{name} {what}": value for name, one in losses.items() for what, value in one.items()}
+        return {"loss": torch.stack([one["loss"] for one in losses.values()]).sum(), **each}
+
+    def learning_rate_scale(self, name: str) -> float:
+        _, network, inside = name.split(".", 2)
+        return cast(Unrolled, self.networks[network]).learning_rate_scale(inside)
 
 
 class CohortScans:
@@ -92,11 +118,13 @@ class CohortScans:
 
     def __getitem__(self, draw: Draw) -> Scan:
         if self.config.variants is None:
-            return self.make(draw)
-        draw = Draw(draw.index, draw.seed % self.config.variants)
+            scan = self.make(draw)
+            return scan.only(draw.seed % len(scan.kspace))
+        again, variant = divmod(draw.seed, self.config.variants)
+        draw = Draw(draw.index, variant)
         if draw not in self.kept:
-            self.kept[draw] = self.make(Draw(draw.index, fold(draw.index, draw.seed)))
-        return self.kept[draw]
+            self.kept[draw] = self.make(Draw(draw.index, fold(draw.index, variant)))
+        return self.kept[draw].only(again % len(self.kept[draw].kspace))
 
     def make(self, draw: Draw) -> Scan:
         config, rng = self.config, np.random.default_rng(draw.seed)
@@ -108,10 +136,10 @@ class CohortScans:
             contrast, raw = "unknown", replace(raw, noise=None)
         scan = Scan.of(
             raw,
-            denoise=rng.uniform(*config.denoise),
+            denoise=min(1.0, rng.uniform(*config.denoise)),
             contrast=contrast if contrast in CONTRASTS else "unknown",
             fault=spoilt.fault,
-            with_tokens=config.network.encoder is not None,
+            with_tokens=any(one.encoder is not None for one in (config.network, *config.beside.values())),
         )
         return scan.aiming_at(spoilt.whole)
 
@@ -126,6 +154,7 @@ class CohortScans:
             num_coils=int(rng.integers(config.num_coils[0], config.num_coils[1] + 1)),
             noise=float(rng.uniform(*config.noise)),
             anywhere=True,
+            spots=config.spots,
         )
         return turned(raw) if rng.random() < 0.5 else raw
 
@@ -149,21 +178,21 @@ def train_reconstruction(
     config: TrainReconstructionConfig,
     folder: Path,
     *,
-    samples: CohortScans | None = None,
     on_start: Callable[[str], None] = print,
 ) -> tuple[Unrolled, TrainingResult]:
-    """Writes config.yaml, metrics.jsonl, checkpoints and `model/`; the same call continues where it was stopped.
-
-    `samples` are those of another training on the same cohort, with tokens if this one's network looks at them.
-    """
-    torch.manual_seed(config.training.seed)
-    network = Unrolled(config.network)
+    """Writes config.yaml, metrics.jsonl, checkpoints, `model/` and a folder for each network beside; the same call continues
+    where it was stopped."""
+    networks = {}
+    for name, one in {MODEL: config.network, **config.beside}.items():
+        torch.manual_seed(config.training.seed)
+        networks[name] = Unrolled(one)
     if config.start is not None:
-        load_model_folder(config.start, kind=KIND, config=UnrolledConfig).fill(network)
+        load_model_folder(config.start, kind=KIND, config=UnrolledConfig).fill(networks[MODEL])
     save_config(config, folder / "config.yaml")
-    samples = samples or CohortScans(config)
-    result = train(network, samples, config.training, folder, label="reconstruction", on_start=on_start)
-    card = CARD.format(cascades=config.network.cascades, channels=config.network.channels, steps=config.training.steps)
+    together, samples = Together(networks), CohortScans(config)
+    result = train(together, samples, config.training, folder, label="reconstruction", on_start=on_start)
     provenance = {"training": config.model_dump(mode="json"), "versions": software_versions()}
-    network.save(folder / "model", card=card, provenance=provenance)
-    return network.eval(), result
+    for name, network in networks.items():
+        said = {"cascades": network.config.cascades, "channels": network.config.channels}
+        network.save(folder / name, card=CARD.format(**said, steps=config.training.steps), provenance=provenance)
+    return networks[MODEL].eval(), result

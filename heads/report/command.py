@@ -6,9 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from foundation.config import load_config
+from foundation.errors import InputError
 
 
-def train_command(out: Path, *, start: Path | None = None, overrides: Sequence[str] = ()) -> None:
+def train_command(
+    out: Path,
+    *,
+    start: Path | None = None,
+    images: Path | None = None,
+    encoder: Path | None = None,
+    overrides: Sequence[str] = (),
+) -> None:
+    """With `images`, a cohort's folder, and an `encoder` the writer sees the images beside the claims."""
+    if (images is None) != (encoder is None):
+        remedy = "Give both --images COHORT and --encoder DIR, or neither."
+        raise InputError("a writer sees images through an encoder", got="one of the two", remedy=remedy)
+    if images is not None and encoder is not None:
+        overrides = [f"images.cohort={images.resolve()}", f"images.encoder={encoder.resolve()}", *overrides]
     if start is None:
         from heads.report.learning import LearnConfig, train_decoder
 

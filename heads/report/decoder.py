@@ -3,21 +3,21 @@
     decoder = Decoder.load(folder)
     decoder.write(statements, Style())        slot texts, all sentences in one batch
 
-It reads claims, not images alone: kind of sentence, style, and for each finding its name, place, certainty, severity, signals and
+It reads claims: kind of sentence, style, and for each finding its name, place, certainty, severity, signals and
 which numbers there are. It is not told which side a finding is on nor any number, so it cannot get them wrong: those are slots, and
 a side or a digit is no word of its vocabulary (`check_vocabulary`). Words that compare with an earlier study are there, and are
-masked unless there is one. Image features may come before the claims, through a resampler (Perceiver; Jaegle et al. 2021).
+masked unless there is one. Tokens of the images may come before the claims (`vision.py`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from pydantic import Field
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
@@ -26,12 +26,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from foundation.checkpoint import load_model_folder, save_model_folder
 from foundation.config import Config
 from foundation.findings import Finding
+from foundation.study import Study
 from foundation.training import seeded
 from heads.report.decoding import StaticDecoder
 from heads.report.hedging import hedge_of
 from heads.report.phrasing import HISTORY, NAMES, PLACES
 from heads.report.plan import Statement, Style
 from heads.report.slots import MEASURED, SLOT, has, slots_of
+from heads.report.vision import Eyes, Resampler, Seen, Sight
 
 PAD, UNKNOWN, BEGIN, END = "[pad]", "[unknown]", "[begin]", "[end]"
 LONGEST = 72  # words of a sentence
@@ -45,7 +47,7 @@ SIDED = re.compile(r"\b(?:right|left|both|bilateral|unilateral|midline(?! shift)
 class DecoderConfig(Config):
     """`tokenizer` is a whole tokenizer of the tokenizers library, as JSON: the config alone rebuilds the model.
 
-    `image_width` is that of the features which the resampler takes; None leaves images out.
+    `sight` is what it sees of the images, None where that is nothing.
     """
 
     tokenizer: str
@@ -53,8 +55,7 @@ class DecoderConfig(Config):
     depth: Annotated[int, Field(ge=1)] = 4
     hidden: int = 512
     head_dim: int = 48
-    image_width: int | None = None
-    num_latents: Annotated[int, Field(ge=1)] = 16
+    sight: Sight | None = None
 
 
 # ------------------------------------------------------------------------------------------------ words
@@ -111,42 +112,15 @@ def is_prompt_word(word: str) -> bool:
 # ------------------------------------------------------------------------------------------------ model
 
 
-class Resampler(nn.Module):
-    """A few learned queries attend to any number of image features; what they gather are the image's tokens."""
-
-    def __init__(self, image_width: int, width: int, num_latents: int):
-        super().__init__()
-        self.latents = nn.Parameter(torch.randn(num_latents, width) / width**0.5)
-        self.norm = nn.LayerNorm(image_width)
-        self.attention = nn.MultiheadAttention(
-            width, max(1, width // 64), kdim=image_width, vdim=image_width, batch_first=True
-        )
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
-        )
-
-    def forward(
-        self, features: Float[Tensor, "batch tokens image_width"], is_real: Bool[Tensor, "batch tokens"] | None = None
-    ) -> Float[Tensor, "batch latents width"]:
-        features = self.norm(features)
-        queries = self.latents.expand(len(features), -1, -1)
-        gathered, _ = self.attention(
-            queries, features, features, key_padding_mask=None if is_real is None else ~is_real, need_weights=False
-        )
-        return gathered + self.mlp(gathered)
-
-
 class SentenceBatch:
     """Prompts and sentences side by side, padded on the right; `target` is -100 where nothing is learnt."""
 
-    def __init__(
-        self, ids: Int[Tensor, "batch words"], target: Int[Tensor, "batch words"], images: Tensor | None = None
-    ):
-        self.ids, self.target, self.images = ids, target, images
+    def __init__(self, ids: Int[Tensor, "batch words"], target: Int[Tensor, "batch words"], seen: Seen | None = None):
+        self.ids, self.target, self.seen = ids, target, seen
 
     def to(self, device: torch.device | str) -> SentenceBatch:
-        images = None if self.images is None else self.images.to(device)
-        return SentenceBatch(self.ids.to(device), self.target.to(device), images)
+        seen = None if self.seen is None else self.seen.to(device)
+        return SentenceBatch(self.ids.to(device), self.target.to(device), seen)
 
 
 class Decoder(nn.Module):
@@ -169,9 +143,9 @@ class Decoder(nn.Module):
                 pad_token_id=self.id_of(PAD), bos_token_id=self.id_of(BEGIN), eos_token_id=self.id_of(END),
             )
         )  # fmt: skip
-        self.resampler = (
-            None if config.image_width is None else Resampler(config.image_width, config.width, config.num_latents)
-        )
+        sight = config.sight
+        self.resampler = None if sight is None else Resampler(sight.width, config.width, sight.num_latents)
+        self.eyes: Eyes | None = None
 
     def id_of(self, word: str) -> int:
         number = self.tokenizer.token_to_id(word)
@@ -186,7 +160,7 @@ class Decoder(nn.Module):
         """A prompt and the sentence that should follow it."""
         return self.encode([*prompt_words(statement, style), BEGIN]), self.encode([*text.split(), END])
 
-    def collate(self, pairs: Sequence[tuple[list[int], list[int]]], images: Tensor | None = None) -> SentenceBatch:
+    def collate(self, pairs: Sequence[tuple[list[int], list[int]]], seen: Seen | None = None) -> SentenceBatch:
         longest = max(len(prompt) + len(text) for prompt, text in pairs)
         ids = torch.full((len(pairs), longest), self.id_of(PAD))
         target = torch.full((len(pairs), longest), -100)
@@ -194,21 +168,15 @@ class Decoder(nn.Module):
             both = torch.tensor(prompt + text)
             ids[row, : len(both)] = both
             target[row, len(prompt) : len(both)] = both[len(prompt) :]
-        return SentenceBatch(ids, target, images)
+        return SentenceBatch(ids, target, seen)
 
     def forward(self, batch: SentenceBatch) -> dict[str, Tensor]:
         embedded = self.language.get_input_embeddings()(batch.ids)
         target = batch.target
         if self.resampler is not None:
-            latents = self.config.num_latents
-            seen = (
-                self.resampler(batch.images)
-                if batch.images is not None
-                else 0
-                * self.resampler.latents.expand(len(embedded), -1, -1)  # trained on words alone, images change nothing
-            )
-            embedded = torch.cat([seen, embedded], dim=1)
-            target = torch.cat([target.new_full((len(target), latents), -100), target], dim=1)
+            prefix = self.resampler.prefix(batch.seen, len(embedded))
+            embedded = torch.cat([prefix, embedded], dim=1)
+            target = torch.cat([target.new_full(prefix.shape[:2], -100), target], dim=1)
         scores = self.language(inputs_embeds=embedded, use_cache=False).logits.float()
         loss = nn.functional.cross_entropy(scores[:, :-1].flatten(0, 1), target[:, 1:].flatten(), ignore_index=-100)
         with torch.no_grad():
@@ -233,6 +201,10 @@ class Decoder(nn.Module):
             return word in slots
         return has_prior or COMPARES.fullmatch(word) is None
 
+    def look(self, study: Study) -> Tensor | None:
+        """What it sees of a study; None for a writer that reads claims alone."""
+        return None if self.eyes is None else self.eyes.look(study)
+
     @torch.inference_mode()
     def write(
         self,
@@ -242,22 +214,23 @@ class Decoder(nn.Module):
         seed: int = 0,
         temperature: float = 0.0,
         images: Tensor | None = None,
-    ) -> list[str]:
-        """One sentence with slots for each statement. With a `temperature` words are drawn, else the likeliest is taken."""
+    ) -> Iterator[tuple[int, str]]:
+        """A sentence with slots for each statement, as `writing.Writer` says: all are decoded in one batch, and each is given as it
+        ends. With a `temperature` words are drawn, else the likeliest is taken."""
         if not statements:
-            return []
+            return
         loop = StaticDecoder(self.language)
         prompts = [self.encode([*prompt_words(one, style), BEGIN]) for one in statements]
         prefix = None
-        if self.resampler is not None and images is not None:
-            prefix = self.resampler(images).expand(len(statements), -1, -1)
+        if self.resampler is not None:
+            prefix = self.resampler.prefix(Seen.of([images], [len(statements)]), len(statements))
         mask = torch.stack([self.allowed(one) for one in statements])
         once = torch.tensor([SLOT.fullmatch(word) is not None for word in self.words])
-        out = loop.generate(
+        for row, ids in loop.stream(
             prompts, mask, end=self.id_of(END), longest=LONGEST, once=once, temperature=temperature,
             generator=seeded(seed), prefix=prefix,
-        )  # fmt: skip
-        return [" ".join(self.words[i] for i in row) for row in out]
+        ):  # fmt: skip
+            yield row, " ".join(self.words[i] for i in ids)
 
     def save(self, folder: Path, *, card: str, provenance: dict[str, Any]) -> None:
         save_model_folder(
@@ -265,8 +238,10 @@ class Decoder(nn.Module):
         )
 
     @classmethod
-    def load(cls, folder: Path) -> Decoder:
+    def load(cls, folder: Path, backbones: Sequence[Path] = ()) -> Decoder:
         loaded = load_model_folder(folder, kind="report", config=DecoderConfig)
         decoder = cls(loaded.config)
         loaded.fill(decoder)
+        if loaded.config.sight is not None:
+            decoder.eyes = Eyes.open(loaded.config.sight, folder, backbones)
         return decoder.eval()

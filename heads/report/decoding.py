@@ -9,7 +9,7 @@ test holds its scores against transformers' own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -83,8 +83,15 @@ class StaticDecoder:
             x = x + F.linear(F.silu(gate) * up, down)
         return F.linear(F.rms_norm(x[:, -1], self.norm.shape, self.norm, self.eps), self.out)
 
-    @torch.inference_mode()
     def generate(
+        self, prompts: Sequence[Sequence[int]], allowed: Bool[Tensor, "batch vocabulary"] | None, **options: Any
+    ) -> list[list[int]]:
+        """What follows each prompt, as `stream` gives it, in the order of the prompts."""
+        out = dict(self.stream(prompts, allowed, **options))
+        return [out[row] for row in range(len(prompts))]
+
+    @torch.inference_mode()
+    def stream(
         self,
         prompts: Sequence[Sequence[int]],
         allowed: Bool[Tensor, "batch vocabulary"] | None,
@@ -95,8 +102,9 @@ class StaticDecoder:
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
         prefix: Float[Tensor, "batch latents width"] | None = None,
-    ) -> list[list[int]]:
-        """What follows each prompt, up to `end`, which is left out. A word of `once` is written at most once in a sentence."""
+    ) -> Iterator[tuple[int, list[int]]]:
+        """A prompt's place and what follows it up to `end`, which is left out, as soon as it is known. A word of `once` is written
+        at most once in a sentence."""
         batch, width = len(prompts), max(len(prompt) for prompt in prompts)
         before = 0 if prefix is None else prefix.shape[1]
         start = before + width
@@ -135,7 +143,11 @@ class StaticDecoder:
                     is_open[row] = chosen != end
                     if is_open[row]:
                         out[row].append(chosen)
-            if not any(is_open) or step + 1 == longest:
+                    else:
+                        yield row, out[row]
+            if not any(is_open):
+                return
+            if step + 1 == longest:
                 break
             if once is not None and barred is not None:
                 barred.scatter_(1, word, torch.where(once[word], -torch.inf, barred.gather(1, word)))
@@ -143,4 +155,4 @@ class StaticDecoder:
             mask = None if even else step_mask[..., : now + 1]
             scores = self._forward(F.embedding(word, self.embedding), place, now, mask)
             place = place + 1
-        return out
+        yield from ((row, out[row]) for row in range(batch) if is_open[row])

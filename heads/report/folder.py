@@ -23,18 +23,22 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from foundation.checkpoint import load_model_folder, save_model_folder
 from foundation.config import Config, save_config
 from foundation.errors import InputError
 from foundation.files import write_folder_aside
+from foundation.study import Study
 from foundation.training import Draw, TrainingConfig, TrainingResult, seeded, train
 from heads.report.decoder import COMPARES, LONGEST, SentenceBatch, prompt_words
-from heads.report.learning import sentences_of
+from heads.report.learning import Album, ImagesConfig, Pair, sentences_of
 from heads.report.plan import Statement, Style
 from heads.report.slots import slots_of
+from heads.report.vision import Eyes, Resampler, Seen, Sight
 
 SIDES = ("right", "left", "rightward", "leftward", "bilateral", "bilaterally", "both", "unilateral")
 COMPARISONS = tuple(word for word in COMPARES.pattern.split("|") if word.isalpha())
 LETTERS = "abcdefgh"
+SIGHT = "sight"  # the folder beside an adapter in which its resampler lies
 
 
 def alias(slot: str) -> str:
@@ -120,30 +124,54 @@ class FolderWriter:
 
     def __init__(self, model: Any, tokenizer: Any, name: str, longest: int = 2 * LONGEST):
         self.model, self.tokenizer, self.name, self.longest = model.eval(), tokenizer, name, longest
+        self.eyes: Eyes | None = None
+        self.resampler: Resampler | None = None
 
     @classmethod
-    def load(cls, folder: Path) -> FolderWriter:
+    def load(cls, folder: Path, backbones: Sequence[Path] = ()) -> FolderWriter:
         model, tokenizer = load_language_model(folder)
-        return cls(model, tokenizer, f"language model {folder.name}")
+        writer = cls(model, tokenizer, f"language model {folder.name}")
+        if (folder / SIGHT).is_dir():
+            loaded = load_model_folder(folder / SIGHT, kind="report-sight", config=Sight)
+            writer.resampler = resampler_for(model, loaded.config)
+            loaded.fill(writer.resampler)
+            writer.eyes = Eyes.open(loaded.config, folder, backbones)
+        return writer
+
+    def look(self, study: Study) -> Tensor | None:
+        return None if self.eyes is None else self.eyes.look(study)
+
+    def write(
+        self,
+        statements: Sequence[Statement],
+        style: Style,
+        *,
+        seed: int = 0,
+        temperature: float = 0.0,
+        images: Tensor | None = None,
+    ) -> Iterator[tuple[int, str]]:
+        """One sentence each, one after the other."""
+        seeds = torch.randint(2**31, (len(statements),), generator=seeded(seed)).tolist()
+        for place, statement in enumerate(statements):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seeds[place])
+                text = self._sentence(statement, style, temperature, images)
+            yield place, text
 
     @torch.inference_mode()
-    def write(
-        self, statements: Sequence[Statement], style: Style, *, seed: int = 0, temperature: float = 0.0
-    ) -> list[str]:
-        """One sentence each, one after the other."""
-        texts = []
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**31, (1,), generator=seeded(seed))))
-            for statement in statements:
-                texts.append(self._sentence(statement, style, temperature))
-        return texts
-
-    def _sentence(self, statement: Statement, style: Style, temperature: float) -> str:
+    def _sentence(self, statement: Statement, style: Style, temperature: float, images: Tensor | None) -> str:
         ids = self.tokenizer(prompt_text(statement, style), return_tensors="pt").to(self.model.device)
         start = ids["input_ids"].shape[1]
+        asked: dict[str, Tensor] = dict(ids)
+        if self.resampler is not None:
+            prefix = self.resampler.prefix(Seen.of([images], [1]), 1)
+            words = self.model.get_input_embeddings()(ids["input_ids"])
+            embedded = torch.cat([prefix.to(words), words], dim=1)
+            asked = {"inputs_embeds": embedded, "attention_mask": torch.ones(embedded.shape[:2], dtype=torch.long)}
+            start = 0  # of embeddings, generate gives back new tokens only
         forbidden = SIDES if statement.prior is not None else (*SIDES, *COMPARISONS)
         out = self.model.generate(
-            **ids,
+            **asked,
             max_new_tokens=self.longest,
             do_sample=temperature > 0,
             temperature=temperature or None,
@@ -196,22 +224,38 @@ def _peft_asks_by_an_old_name() -> Iterator[None]:
 
 
 class FolderConfig(Config):
-    """LoRA on all projections of the blocks. `batch_size` counts imagined patients."""
+    """LoRA on all projections of the blocks. `batch_size` counts patients, imagined ones or those of `images`."""
 
     training: TrainingConfig = TrainingConfig(steps=300, batch_size=2, learning_rate=2e-4, weight_decay=0.0)
     rank: Annotated[int, Field(ge=1)] = 16
     subjects: int = 1_000_000
+    images: ImagesConfig | None = None
+
+
+def resampler_for(model: Any, sight: Sight) -> Resampler:
+    """Makes image tokens as wide as the model's own."""
+    return Resampler(sight.width, model.get_input_embeddings().weight.shape[1], sight.num_latents)
 
 
 class LanguageModel(nn.Module):
-    """A language model as an objective of the training loop; only its adapter learns."""
+    """A language model as an objective of the training loop; only its adapter learns, and the resampler if it sees images."""
 
-    def __init__(self, model: Any, pad: int):
+    def __init__(self, model: Any, pad: int, resampler: Resampler | None = None):
         super().__init__()
-        self.model, self.pad = model, pad
+        self.model, self.pad, self.resampler = model, pad, resampler
 
     def forward(self, batch: SentenceBatch) -> dict[str, Tensor]:
-        out = self.model(input_ids=batch.ids, attention_mask=(batch.ids != self.pad).long(), labels=batch.target)
+        attended, labels = (batch.ids != self.pad).long(), batch.target
+        if self.resampler is None:
+            out = self.model(input_ids=batch.ids, attention_mask=attended, labels=labels)
+            return {"loss": out.loss.float()}
+        prefix = self.resampler.prefix(batch.seen, len(batch.ids))
+        words = self.model.get_input_embeddings()(batch.ids)
+        out = self.model(
+            inputs_embeds=torch.cat([prefix.to(words), words], dim=1),
+            attention_mask=torch.cat([attended.new_ones(prefix.shape[:2]), attended], dim=1),
+            labels=torch.cat([labels.new_full(prefix.shape[:2], -100), labels], dim=1),
+        )
         return {"loss": out.loss.float()}
 
     def learning_rate_scale(self, name: str) -> float:
@@ -221,29 +265,31 @@ class LanguageModel(nn.Module):
 class FolderWording:
     """The samples: the cohort's sentences after their prompts, in the model's own tokens."""
 
-    def __init__(self, tokenizer: Any, pad: int, config: FolderConfig):
-        self.tokenizer, self.pad, self.config = tokenizer, pad, config
+    def __init__(self, tokenizer: Any, pad: int, config: FolderConfig, album: Album | None = None):
+        self.tokenizer, self.pad, self.config, self.album = tokenizer, pad, config, album
 
     def __len__(self) -> int:
-        return self.config.subjects
+        return self.config.subjects if self.album is None else len(self.album)
 
-    def __getitem__(self, draw: Draw) -> list[tuple[list[int], list[int]]]:
+    def __getitem__(self, draw: Draw) -> tuple[list[Pair], Tensor | None]:
         pairs = []
-        for statement, style, text in sentences_of(draw.seed % 2**32):
+        truth, features = (None, None) if self.album is None else self.album.shown(draw)
+        for statement, style, text in sentences_of(draw.seed % 2**32, truth):
             prompt = self.tokenizer(prompt_text(statement, style))["input_ids"]
             answer = self.tokenizer(f" {aliased(text, statement)}\n", add_special_tokens=False)["input_ids"]
             pairs.append((prompt, answer))
-        return pairs
+        return pairs, features
 
-    def collate(self, samples: Sequence[list[tuple[list[int], list[int]]]]) -> SentenceBatch:
-        pairs = [pair for sample in samples for pair in sample]
+    def collate(self, samples: Sequence[tuple[list[Pair], Tensor | None]]) -> SentenceBatch:
+        pairs = [pair for some, _ in samples for pair in some]
         longest = max(len(prompt) + len(answer) for prompt, answer in pairs)
         ids, target = torch.full((len(pairs), longest), self.pad), torch.full((len(pairs), longest), -100)
         for row, (prompt, answer) in enumerate(pairs):
             both = torch.tensor([*prompt, *answer])
             ids[row, : len(both)] = both
             target[row, len(prompt) : len(both)] = both[len(prompt) :]
-        return SentenceBatch(ids, target)
+        seen = Seen.of([features for _, features in samples], [len(some) for some, _ in samples])
+        return SentenceBatch(ids, target, seen)
 
 
 def train_folder(
@@ -263,12 +309,13 @@ def train_folder(
     lora = LoraConfig(
         r=config.rank, lora_alpha=2 * config.rank, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.0
     )
+    album = None if config.images is None else Album(config.images)
+    resampler = None if album is None else resampler_for(model, album.sight)
     with _peft_asks_by_an_old_name():
-        objective = LanguageModel(get_peft_model(model, lora), pad)
+        objective = LanguageModel(get_peft_model(model, lora), pad, resampler)
     save_config(config, out / "config.yaml")
-    result = train(
-        objective, FolderWording(tokenizer, pad, config), config.training, out, label="report-lora", on_start=on_start
-    )
+    samples = FolderWording(tokenizer, pad, config, album)
+    result = train(objective, samples, config.training, out, label="report-lora", on_start=on_start)
     objective.model.peft_config["default"].base_model_name_or_path = str(folder.resolve())
     with write_folder_aside(out / "model") as aside:
         objective.model.save_pretrained(aside)
@@ -276,4 +323,10 @@ def train_folder(
             f"# LoRA adapter of {folder.name} for report sentences\n\n{config.training.steps} steps on imagined patients. "
             "Not a medical device.\n"
         )
+        if album is not None and resampler is not None:
+            card = f"# The resampler of an adapter of {folder.name}\n"
+            save_model_folder(
+                aside / SIGHT, kind="report-sight", config=album.sight, state=resampler.state_dict(), card=card,
+                provenance=album.provenance,
+            )  # fmt: skip
     return result

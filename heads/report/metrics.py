@@ -11,7 +11,7 @@ Weighted counts weigh a finding by its urgency (`foundation/terms.py`): a missed
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from foundation.findings import Finding, Reading
@@ -54,13 +54,18 @@ def total(counts: Sequence[Counts]) -> Counts:
 
 
 def perception(claims: Reading, truth: Reading, *, weighted: bool = False) -> Counts:
-    """Abnormalities that are there or may be, by name and side."""
+    """Abnormalities that are there or may be, by name and side. Names that are no term of ours count nowhere."""
     return _compared(_keys(_positive(claims)), _keys(_positive(truth)), weighted)
 
 
 def correctness(text: str, truth: Reading, *, weighted: bool = False) -> Counts:
     """Abnormalities that the Findings section says are there or may be, by name and side."""
     return _compared(said_in(text, [one.name for one in truth.findings]), _keys(_positive(truth)), weighted)
+
+
+def only(reading: Reading, names: Collection[str]) -> Reading:
+    """The reading with findings of these names alone: what a truth is for those who look for nothing else."""
+    return reading.model_copy(update={"findings": tuple(one for one in reading.findings if one.name in names)})
 
 
 def faithfulness(text: str, claims: Reading, style: Style | None = None) -> Counts:
@@ -90,10 +95,10 @@ def mentions_in(text: str, names: Sequence[str], sections: Sequence[str] = ("Fin
 def said_in(text: str, names: Sequence[str]) -> set[Key]:
     """What the Findings section says is there, or may be."""
     sure = ("stated", "likely", "possible")
-    return {
+    return _both_are_one(
         (mention.finding, _side(mention.side)) for mention in mentions_in(text, names, ("Findings",))
-        if mention.hedge in sure and term_of(mention.finding) is not None
-    }  # fmt: skip
+        if mention.hedge in sure
+    )  # fmt: skip
 
 
 def urgent_omissions(text: str, claims: Reading) -> tuple[int, int]:
@@ -162,7 +167,14 @@ def _positive(reading: Reading) -> list[Finding]:
 
 
 def _keys(findings: Iterable[Finding]) -> set[Key]:
-    return {(one.name.lower(), _side(one.side)) for one in findings}
+    return _both_are_one((one.name.lower(), _side(one.side)) for one in findings)
+
+
+def _both_are_one(keys: Iterable[Key]) -> set[Key]:
+    """Of known terms. A name on the right and on the left is one on both sides, whether it was said in one sentence or in two."""
+    found = {(name, side) for name, side in keys if term_of(name) is not None}
+    both = {name for name, _ in found if {(name, "right"), (name, "left")} <= found}
+    return {(name, "" if name in both else side) for name, side in found}
 
 
 def _side(side: str | None) -> str:

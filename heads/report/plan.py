@@ -44,7 +44,8 @@ class Statement:
 def plan(reading: Reading, style: Style | None = None) -> list[Statement]:
     """Statements of the sections that a writer words: Indication (the history), Findings, Impression."""
     style = style or Style()
-    prior = None if reading.prior is None else reading.prior.date or reading.prior.name
+    # By its date or not at all: what somebody called it is quoted once, under Comparison, and stands in no other sentence.
+    prior = None if reading.prior is None else reading.prior.date or "the prior study"
     return [Statement(section, kind, tuple(found), prior) for section, kind, found in _planned(reading, style)]
 
 

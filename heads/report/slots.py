@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from foundation.findings import Finding, Measurement
 from foundation.study import CONTRASTS
+from foundation.text import one_line
 from heads.report.plan import Statement
 
 SLOT = re.compile(r"<([a-z0-9]+)(?:\.([A-Za-z0-9_-]+))?>")
@@ -49,10 +50,6 @@ def has(finding: Finding, name: str) -> bool:
     """Whether a measurement can be worded; one lesion is not "1 lesions"."""
     value = finding.measured(name)
     return value is not None and (name != "number" or value >= 2)
-
-
-def one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def fill(text: str, statement: Statement) -> str:

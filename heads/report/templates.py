@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from foundation.findings import Finding, Measurement, Reading, SeriesSummary
+from foundation.findings import Finding, Measurement, PriorStudy, Reading, SeriesSummary
+from foundation.text import one_line
 from heads.report import Draft, Section, Sentence
 from heads.report.hedging import hedge_of
 from heads.report.plan import Statement
-from heads.report.slots import CONTRAST_WORDS, amount, format_number, one_line
+from heads.report.slots import CONTRAST_WORDS, amount, format_number
 
 NOT_A_DEVICE = (
     "This is a draft from software that is not a medical device; a clinician must check it against the images."
 )
+LONGEST_QUOTE = 300
 ACQUISITION_WORDS = {
     "echo_time_ms": "echo time {} ms",
     "repetition_time_ms": "repetition time {} ms",
@@ -41,8 +43,7 @@ def opening(reading: Reading) -> Iterator[Sentence]:
     yield from _indication(reading)
     yield from _technique(reading)
     if reading.prior is not None:
-        when = f" of {reading.prior.date}" if reading.prior.date else ""
-        yield _sentence("Comparison", f"Compared with the study {quoted(reading.prior.name)}{when}.")
+        yield from _comparison(reading, reading.prior)
 
 
 def unworded(reading: Reading, statements: Sequence[Statement]) -> Iterator[Sentence]:
@@ -76,8 +77,8 @@ def statement_text(statement: Statement) -> str:
 
 
 def quoted(text: str) -> str:
-    """Text from outside between quotation marks that it cannot close."""
-    return f"“{one_line(text).replace('“', '').replace('”', '')}”"
+    """Text from outside between quotation marks that it cannot close, and not more of it than a sentence bears."""
+    return f"“{one_line(text, most=LONGEST_QUOTE).replace('“', '').replace('”', '')}”"
 
 
 # ------------------------------------------------------------------------------------------------ sections
@@ -89,6 +90,19 @@ def _indication(reading: Reading) -> Iterator[Sentence]:
     record = [one for one in reading.findings if one.origin == "record"]
     if record:
         yield _sentence("Indication", f"History: {', '.join(one.name for one in record)}.", record)
+
+
+def _comparison(reading: Reading, prior: PriorStudy) -> Iterator[Sentence]:
+    """With what, and what no sentence under Findings has a place for: lesions one by one, and what is there no more."""
+    when = f" of {prior.date}" if prior.date else ""
+    yield _sentence("Comparison", f"Compared with the study {quoted(prior.name)}{when}.")
+    for name, fates in prior.lesions.items():
+        counts = ", ".join(f"{number} {_FATES[fate]}" for fate, number in fates.items() if number)
+        yield _sentence("Comparison", f"{_capital(name)}, lesion by lesion: {counts}.")
+    gone = [one for one in reading.findings if one.change == "resolved"]
+    if gone:
+        names = ", ".join(f"{one.side} {one.name}" if one.side in ("right", "left") else one.name for one in gone)
+        yield _sentence("Comparison", f"Not found any more: {names}.", gone)
 
 
 def _technique(reading: Reading) -> Iterator[Sentence]:
@@ -180,6 +194,7 @@ def _limits(reading: Reading) -> Iterator[Sentence]:
 
 # ------------------------------------------------------------------------------------------------ words
 
+_FATES = {"new": "new", "resolved": "gone", "grown": "grown", "shrunk": "shrunk", "stable": "unchanged"}
 _NO_PLACE = ("brain", "images", "")  # where everything is
 _CHANGED = {
     "new": "new since the prior study", "resolved": "gone since the prior study", "grown": "larger than in the prior study",

@@ -2,7 +2,7 @@
 
     writers, reasons = load_writers([folder])          a small decoder, a folder of any causal model, or none
     draft = write_report(reading, writers)
-    for sentence in stream_report(reading, writers): ...
+    for sentence in stream_report(reading, writers): ...         the same sentences, while they are being written
 
 Every sentence is filled from the findings and read back by the verifier. One that fails is written once more, then by the next
 writer, then replaced by its plain template; the sentence says so.
@@ -11,12 +11,17 @@ writer, then replaced by its plain template; the sentence says so.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
+
+from torch import Tensor
 
 from foundation.checkpoint import read_about
 from foundation.errors import InputError
 from foundation.findings import Finding, Reading
+from foundation.study import Study
+from heads.base import model_folders
 from heads.report import SECTIONS, Draft, Sentence
 from heads.report.plan import Statement, Style, plan
 from heads.report.slots import UnfilledSlot, fill
@@ -28,36 +33,56 @@ SECOND_TRY = 0.7  # the temperature at which a sentence is written once more
 
 @runtime_checkable
 class Writer(Protocol):
-    """Words statements as sentences with slots. `name` is what a sentence says of who wrote it."""
+    """Words statements as sentences with slots. `name` is what a sentence says of who wrote it.
+
+    `look` gives what it wants to know of a study's images, None if that is nothing; `write` takes that back as `images`, and gives
+    each sentence with its statement's place as soon as it is written, in any order.
+    """
 
     name: str
 
+    def look(self, study: Study) -> Tensor | None: ...
+
     def write(
-        self, statements: Sequence[Statement], style: Style, *, seed: int = 0, temperature: float = 0.0
-    ) -> list[str]: ...
+        self,
+        statements: Sequence[Statement],
+        style: Style,
+        *,
+        seed: int = 0,
+        temperature: float = 0.0,
+        images: Tensor | None = None,
+    ) -> Iterator[tuple[int, str]]: ...
 
 
-def load_writers(folders: Sequence[Path]) -> tuple[list[Writer], list[str]]:
-    """The writers in these folders, best first, and why any of them cannot be used; without one, templates remain."""
+def load_writers(folders: Sequence[Path], backbones: Sequence[Path] = ()) -> tuple[list[Writer], list[str]]:
+    """The writers in these folders, best first, or the default one; and why any cannot be used. Without one, templates remain.
+
+    `backbones` are where encoders may be that writers see images through, if not where they were.
+    """
     writers: list[Writer] = []
     reasons: list[str] = []
-    for folder in folders:
+    for folder in folders or default_writers():
         try:
-            writers.append(load_writer(folder))
+            writers.append(load_writer(folder, backbones))
         except InputError as error:
             reasons.append(f"{folder} does not write: {error}")
     return writers, reasons
 
 
-def load_writer(folder: Path) -> Writer:
+def default_writers() -> list[Path]:
+    """The small decoders among the models that are used when none is named."""
+    return [folder for folder in model_folders() if read_about(folder)["kind"] == "report"]
+
+
+def load_writer(folder: Path, backbones: Sequence[Path] = ()) -> Writer:
     """A small decoder made by `larmor report-train`, or any causal model that transformers can load, with or without LoRA."""
     if (folder / "adapter_config.json").is_file() or _is_of_transformers(folder):
         from heads.report.folder import FolderWriter
 
-        return FolderWriter.load(folder)
+        return FolderWriter.load(folder, backbones)
     from heads.report.decoder import Decoder
 
-    return Decoder.load(folder)
+    return Decoder.load(folder, backbones)
 
 
 def _is_of_transformers(folder: Path) -> bool:
@@ -77,54 +102,68 @@ def write_report(
     *,
     seed: int = 0,
     reasons: Sequence[str] = (),
+    study: Study | None = None,
 ) -> Draft:
-    """The whole draft; without a writer it is the plain templates. `reasons` say why better writers were not used."""
-    if not writers:
-        plain = draft(reading)
-        return Draft(plain.sentences, tuple(reasons))
-    sentences = list(stream_report(reading, writers, style, seed=seed))
+    """The whole draft; without a writer it is the plain templates. `reasons` say why better writers were not used; `study` is for
+    writers that look at images."""
+    sentences = list(stream_report(reading, writers, style, seed=seed, study=study))
     notes = [one.note for one in sentences if one.note]
     return Draft(tuple(sentences), (*reasons, *notes))
 
 
 def stream_report(
-    reading: Reading, writers: Sequence[Writer], style: Style | None = None, *, seed: int = 0
+    reading: Reading,
+    writers: Sequence[Writer] = (),
+    style: Style | None = None,
+    *,
+    seed: int = 0,
+    study: Study | None = None,
 ) -> Iterator[Sentence]:
-    """Sentences in the order of the page, each as soon as its section is written and verified."""
+    """The sentences of `write_report` in the order of the page, each as soon as it is verified and those before it are there."""
+    if not writers:
+        yield from draft(reading).sentences
+        return
     style = style or Style()
     statements = plan(reading, style)
+    seen = [None if study is None else one.look(study) for one in writers]
     fixed = [
-        *(one for one in opening(reading) if not one.finding_ids),
+        *(one for one in opening(reading) if one.section != "Indication" or not one.finding_ids),
         *unworded(reading, statements),
         *closing(reading),
     ]
     for section in SECTIONS:
         yield from (one for one in fixed if one.section == section)
-        yield from _worded([one for one in statements if one.section == section], writers, style, seed=seed)
+        own = [one for one in statements if one.section == section]
+        yield from _worded(own, list(zip(writers, seen)), style, seed=seed)
 
 
-def _worded(statements: Sequence[Statement], writers: Sequence[Writer], style: Style, *, seed: int) -> list[Sentence]:
+def _worded(
+    statements: Sequence[Statement], writers: Sequence[tuple[Writer, Tensor | None]], style: Style, *, seed: int
+) -> Iterator[Sentence]:
     done: dict[int, Sentence] = {}
     why: dict[int, str] = {}
-    for writer in writers:
+    given = 0
+    for writer, images in writers:
         for attempt in range(2):
             left = [at for at in range(len(statements)) if at not in done]
             if not left:
                 break
-            texts = writer.write(
-                [statements[at] for at in left], style, seed=seed + attempt, temperature=SECOND_TRY * attempt
-            )
-            for at, text in zip(left, texts, strict=True):
+            for place, text in writer.write(
+                [statements[at] for at in left], style, seed=seed + attempt, temperature=SECOND_TRY * attempt, images=images
+            ):  # fmt: skip
+                at = left[place]
                 sentence, problem = checked(text, statements[at], writer.name)
                 if sentence is not None:
-                    done[at] = Sentence(sentence.section, sentence.text, sentence.finding_ids, writer.name, why.get(at))
+                    done[at] = replace(sentence, note=why.get(at))
                 else:
                     why[at] = f"{writer.name} was turned down: {problem}"
-    for at, statement in enumerate(statements):
-        if at not in done:
-            text = statement_text(statement)
-            done[at] = Sentence(statement.section, text, ids_of(statement.findings), "templates", why.get(at))
-    return [done[at] for at in range(len(statements))]
+                while given in done:
+                    yield done[given]
+                    given += 1
+    for at in range(given, len(statements)):
+        statement = statements[at]
+        plain = Sentence(statement.section, statement_text(statement), ids_of(statement.findings), note=why.get(at))
+        yield done.get(at, plain)
 
 
 def checked(text: str, statement: Statement, writer: str) -> tuple[Sentence | None, str]:

@@ -79,3 +79,33 @@ def test_a_run_with_records_ends_in_a_folder_that_reads_them(manifest: Path, tmp
     capsys.readouterr()
     assert main([*arguments, "--at", "2020-01-01"]) == 2
     assert "--ehr" in capsys.readouterr().err
+
+
+def test_what_a_record_adds_to_a_task_is_a_paired_difference(manifest: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "task.yaml").write_text(
+        f"""
+name: small
+folder: {tmp_path / "fusion"}
+recipe: scratch
+head: {{kind: classification, target: large, classes: [small, large]}}
+data: {{manifest: {manifest}, spacing_mm: [8.0, 8.0, 8.0]}}
+training: {{steps: 2, batch_size: 3, warmup_steps: 1, ema_decay: 0.9}}
+"""
+    )
+    command = ["fewshot", str(tmp_path / "task.yaml"), "--labels", "all", "--seeds", "1", "--record"]
+    assert main(command) == 2
+    assert "head.record" in capsys.readouterr().err
+    asked = ["--set", "head.record={min_patients: 2}"]
+    assert main([*command, "--rows", "scratch,lora", *asked]) == 2
+    assert "one recipe" in capsys.readouterr().err
+    assert main([*command, *asked]) == 0
+    out = capsys.readouterr().out
+    assert "| from scratch, with the record minus from scratch, images alone |" in out
+    (content,) = json.loads((tmp_path / "fusion" / "fewshot.json").read_text()).values()
+    alone, heard = content["scores"]
+    assert heard["difference"] is not None and alone["difference"] is None
+    for score, reads in ((alone, False), (heard, True)):
+        model, task, _ = load_task(Path(score["model_folder"]))
+        assert (model.head.reads_record is not None) is reads and (
+            getattr(task.head, "record", None) is not None
+        ) is reads

@@ -6,11 +6,21 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from numpy.random import default_rng
 
-from finetune.report import imitate, read_cases, read_truths, score
+from finetune.report import by_finding, found_cases, imitate, read_cases, read_truths, score
 from foundation.cohort.claims import claims_of_truth, imagine_truth
+from foundation.encoder import Encoder, EncoderConfig
+from foundation.preprocess import prepare_study
+from foundation.reading.collection import read_manifest, read_study
+from heads import parse_head
+from heads.adapters.folder import load_model
+from heads.base import Scope, TaskConfig, TaskModel, save_task
+from heads.reading import find
 from heads.report.metrics import perception, total
+from heads.report.plan import is_positive
+from heads.report.verifier import verify
 from serve.__main__ import main
 
 
@@ -47,6 +57,62 @@ def test_the_imitated_reader_errs_as_much_as_asked(cohort: Path):
     ]
     assert f1[0] == 1.0 > f1[1] > f1[2]
     assert claims_of_truth(imagine_truth(default_rng(0)), subject="a").findings == truths[0].findings
+
+
+@pytest.fixture
+def images(make_collection, tmp_path: Path) -> Path:
+    """Balls with a core, every one of which is somebody with a tumour and nothing else that a model here looks for."""
+    manifest = make_collection(4)
+    truth = imagine_truth(default_rng(0)) | {"lesions": []}
+    truth["subject"] |= {"diagnoses": []}
+    lesion = {"structure": "non-enhancing tumour", "volume_ml": 9.0, "side": "right", "lobe": "frontal"}
+    for row in read_manifest(manifest).rows:
+        (tmp_path / row.subject).mkdir()
+        (tmp_path / row.subject / "truth.json").write_text(json.dumps(truth | {"lesions": [lesion]}))
+    return tmp_path
+
+
+@pytest.fixture
+def model(images: Path, tmp_path: Path) -> Path:
+    """Untrained: what it finds is noise, and that it is what the report says of the images is real."""
+    collection = read_manifest(images / "manifest.jsonl")
+    prepared = [prepare_study(read_study(row, collection.root), (4.0, 4.0, 4.0)) for row in collection.rows]
+    values = {
+        "kind": "segmentation",
+        "structures": [{"value": 1, "name": "tumour", "paired": True}],
+        "channels": [4, 4, 4],
+    }
+    torch.manual_seed(0)
+    config = EncoderConfig(width=64, depth=1)
+    head = parse_head(values)
+    task = TaskConfig(
+        name="core", caution=None, encoder=config, head=head, spacing_mm=(4.0, 4.0, 4.0), scope=Scope.of(prepared)
+    )
+    save_task(tmp_path / "model", TaskModel.build(Encoder(config), head), task, card="# test\n", provenance={})
+    return tmp_path / "model"
+
+
+def test_real_models_are_put_before_the_writer(images: Path, model: Path, tmp_path: Path, capsys):
+    loaded = load_model(model)
+    cases = found_cases(images, [], [loaded])
+    collection = read_manifest(images / "manifest.jsonl")
+    for case, row in zip(cases, collection.rows, strict=True):
+        own = [one for one in case.claims.findings if one.origin == "image"]
+        assert own == list(find([loaded], read_study(row, collection.root)).findings) and own
+        assert {one.source for one in own} == {"core"} and verify(case.text, case.claims) == []
+    table = by_finding(cases)
+    assert table["tumour"]["there"] == table["tumour"]["looked for"] == 4
+    assert table["tumour"]["found"] == sum(any(is_positive(one) for one in case.claims.findings) for case in cases)
+    assert table["haemorrhage"] == {"there": 0, "found": 0, "both": 0, "looked for": 0}
+    out = tmp_path / "out"
+    command = ["report-evaluate", str(images), str(out), "--model", str(model)]
+    assert main([*command, "--split", "test"]) == 0
+    assert "| tumour | 1 |" in capsys.readouterr().out
+    scores = json.loads((out / "scores.json").read_text())
+    assert scores["studies"] == 1 and scores["reader"] == "core"
+    assert scores["figures"]["faithfulness"]["f1"]["value"] == 1.0
+    assert main([*command, "--noise", "0.1"]) == 2 and main([*command, "--split", "pretrain"]) == 2
+    assert main(["report-evaluate", str(images), str(out), "--studies", "1"]) == 2
 
 
 def test_the_command_writes_tables_and_reports(cohort: Path, tmp_path: Path, capsys):

@@ -9,7 +9,7 @@ import torch
 from foundation import hazard
 from foundation.errors import InputError
 from foundation.hazard import Interval
-from foundation.survival import FollowUp, kaplan_meier
+from foundation.survival import FollowUp, aalen_johansen, kaplan_meier
 
 EDGES = torch.tensor([0.0, 10.0, 30.0, 60.0], dtype=torch.double)
 
@@ -132,3 +132,79 @@ def test_the_likeliest_hazards_are_the_counted_ones_and_gradients_are_finite() -
     extreme = torch.tensor([[40.0, -40.0, 0.0]] * 300, dtype=torch.double, requires_grad=True)
     hazard.log_likelihood(extreme, EDGES, Interval.of(seen, EDGES)).sum().backward()
     assert extreme.grad is not None and torch.isfinite(extreme.grad).all()
+
+
+# ------------------------------------------------------------------------------------------------ competing risks
+
+
+def of_causes(hazards: list[list[float]]) -> torch.Tensor:
+    """Logits, `(1, bins, causes)`, of each cause's own hazard."""
+    return torch.logit(torch.tensor([hazards], dtype=torch.double))
+
+
+def test_competing_risks_by_hand() -> None:
+    """Two bins. In the first both causes have a hazard of 1/2: S falls to 1/4 and each takes half of 3/4. In the second 0.36 and
+    0.2: S falls to 1/4 * 0.64 * 0.8, and the causes share the loss by ln 0.64 : ln 0.8, which is 2 : 1."""
+    edges = torch.tensor([0.0, 10.0, 30.0], dtype=torch.double)
+    logits = of_causes([[0.5, 0.5], [0.36, 0.2]])
+    found = hazard.incidence(logits, edges, torch.tensor([0.0, 5.0, 10.0, 30.0], dtype=torch.double))[0]
+    lost = 0.25 * (1 - 0.512)
+    assert found[0].tolist() == pytest.approx([0, (1 - 0.5) / 2, 0.375, 0.375 + lost * 2 / 3])
+    assert found[1].tolist() == pytest.approx([0, (1 - 0.5) / 2, 0.375, 0.375 + lost / 3])
+
+    def chance(cause: int, time: float, observed: bool = True, **how: float) -> float:
+        extra = {name: np.array([value]) for name, value in how.items()}
+        seen = FollowUp.of(np.array([time]), np.array([observed]), cause=np.array([cause]), **extra)
+        return hazard.log_likelihood_of_causes(logits, edges, Interval.of(seen, edges)).exp().item()
+
+    assert chance(0, 4.0) == pytest.approx(0.375)
+    assert chance(1, 12.0) == pytest.approx(lost / 3)
+    assert chance(0, 30.0, after=0.0) == pytest.approx(0.375 + lost * 2 / 3)  # over both bins
+    assert chance(0, 30.0, after=5.0, entry=5.0) == pytest.approx((0.375 - 0.25 + lost * 2 / 3) / 0.5)
+    assert chance(1, 20.0, observed=False) == pytest.approx(0.25 * 0.512**0.5)
+
+
+def test_incidences_and_survival_are_one_together_and_those_of_the_any_event() -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits = 2 * torch.randn(5, 3, 4, generator=generator, dtype=torch.double)
+    times = torch.linspace(0, 60, 301, dtype=torch.double)
+    curves, together = hazard.incidence(logits, EDGES, times), hazard.all_causes(logits)
+    assert torch.allclose(curves.sum(dim=1) + hazard.survival(together, EDGES, times), torch.ones(()).double())
+    assert (curves.diff(dim=-1) >= 0).all()
+    # Naively: what is alive at each moment times each cause's own rate, added up in small steps.
+    fine = torch.linspace(0, 60, 60001, dtype=torch.double)
+    alive = hazard.survival(together, EDGES, fine)
+    place = torch.bucketize(fine, EDGES, right=True).clamp(max=3) - 1
+    rate = (torch.nn.functional.softplus(logits) / EDGES.diff()[:, None])[:, place]
+    naive = (alive[..., None] * rate).cumsum(dim=1) * 0.001
+    assert torch.allclose(naive[:, ::200].transpose(1, 2), curves, atol=3e-3)
+
+
+@pytest.mark.parametrize(
+    ("time", "observed", "how"),
+    [(5, True, {}), (45, False, {}), (80, True, {}), (45, True, {"after": 5.0}), (45, True, {"entry": 12.0})],
+)
+def test_one_cause_is_the_model_without_causes(time: float, observed: bool, how: dict[str, float]) -> None:
+    logits = torch.tensor([[0.3, -1.0, 0.7]], dtype=torch.double, requires_grad=True)
+    one = hazard.log_likelihood(logits, EDGES, known(time, observed, **how))
+    same = hazard.log_likelihood_of_causes(logits[..., None], EDGES, known(time, observed, **how))
+    assert same.item() == pytest.approx(one.item(), abs=1e-12)
+    first, second = (torch.autograd.grad(value.sum(), logits)[0] for value in (one, same))
+    assert torch.allclose(first, second)
+    free = 1 - hazard.incidence(logits[..., None], EDGES, EDGES)[:, 0]
+    assert torch.allclose(free, hazard.survival(logits, EDGES, EDGES))
+
+
+def test_baselines_of_causes_are_aalen_johansen_at_the_edges() -> None:
+    rng = np.random.default_rng(4)
+    first, second, lost = rng.exponential(400, 3000), rng.exponential(250, 3000), rng.uniform(50, 900, 3000)
+    time = np.minimum(np.minimum(first, second), lost)
+    seen = FollowUp.of(time, time < lost, cause=(second < first).astype(int))
+    edges = hazard.quantile_edges(seen, 10)
+    logits = torch.from_numpy(hazard.baselines(seen, edges, 2))
+    found = hazard.incidence(logits, torch.from_numpy(edges), torch.from_numpy(edges)).numpy()
+    for cause in range(2):
+        assert found[cause] == pytest.approx(1 - aalen_johansen(seen, cause).at(edges), abs=0.012)
+    # 1 - Kaplan-Meier with the other cause as a loss is another thing, and too much.
+    alone = 1 - kaplan_meier(seen.lost_to_others(0)).at(edges)
+    assert alone[-1] > found[0, -1] + 0.1

@@ -189,3 +189,82 @@ def test_times_that_cannot_be_are_refused() -> None:
         FollowUp.of(np.array([1.0]), np.array([True]), entry=np.array([2.0]))
     with pytest.raises(InputError, match="from 0 up"):
         FollowUp.of(np.array([np.nan]), np.array([True]))
+
+
+# ------------------------------------------------------------------------------------------------ competing risks
+
+
+def test_aalen_johansen_by_hand() -> None:
+    """Cause 0 on day 1, a loss on day 2, cause 1 on day 3, cause 0 on day 4, free on day 5. S is 4/5, then 4/5 * 2/3,
+    then half of that; each step goes to the cause that fell."""
+    seen = FollowUp.of(np.arange(1.0, 6.0), np.array([1, 0, 1, 1, 0]) > 0, cause=np.array([0, 0, 1, 0, 0]))
+    first, second = (1 - survival.aalen_johansen(seen, cause).at(np.array([0.5, 1, 3, 4, 5])) for cause in (0, 1))
+    assert first == pytest.approx([0, 1 / 5, 1 / 5, 1 / 5 + 4 / 15, 1 / 5 + 4 / 15])
+    assert second == pytest.approx([0, 0, 4 / 15, 4 / 15, 4 / 15])
+    assert first + second + kaplan_meier(seen).at(np.array([0.5, 1, 3, 4, 5])) == pytest.approx(np.ones(5))
+    # The other cause as a loss: 1 - 4/5 * 1/2, which is the risk in a world without it.
+    assert 1 - kaplan_meier(seen.lost_to_others(0)).at(4.0) == pytest.approx(1 - 4 / 5 / 2)
+    alone = FollowUp.of(seen.time, seen.is_observed)
+    assert survival.aalen_johansen(alone, 0).values == pytest.approx(kaplan_meier(alone).values)
+
+
+def of_two_causes(num: int = 120, seed: int = 5) -> tuple[np.ndarray, FollowUp]:
+    rng = np.random.default_rng(seed)
+    risk = np.round(rng.normal(size=num), 1)
+    first, second, lost = rng.exponential(300 * np.exp(-risk)), rng.exponential(400, num), rng.uniform(50, 900, num)
+    time = np.ceil(np.minimum(np.minimum(first, second), lost) / 5) * 5
+    return risk, FollowUp.of(time, np.minimum(first, second) <= lost, cause=(second < first).astype(int))
+
+
+def test_concordance_and_auc_of_a_cause_are_those_of_a_loop() -> None:
+    """Who had the other event is of those who never have this one."""
+    risk, seen = of_two_causes()
+    good = num = 0.0
+    for i in range(len(seen)):
+        for j in range(len(seen)):
+            never = seen.is_observed[j] and seen.cause[j] == 1
+            later = seen.time[j] > seen.time[i] or (seen.time[j] == seen.time[i] and not seen.is_observed[j])
+            if seen.is_observed[i] and seen.cause[i] == 0 and (never or later):
+                num += 1
+                good += (risk[i] > risk[j]) + 0.5 * (risk[i] == risk[j])
+    one = np.ones((1, len(seen)))
+    assert survival.harrell(risk, seen, cause=0).of(one)[0] == pytest.approx(good / num)
+    left, day = survival.censoring(seen), 300.0
+    good = num = 0.0
+    for i in range(len(seen)):
+        for j in range(len(seen)):
+            if seen.is_observed[i] and seen.cause[i] == 0 and seen.time[i] <= day:
+                weight = 1 / left.before(seen.time[i])
+                if seen.time[j] > day:
+                    weight /= left.at(day)
+                elif seen.is_observed[j] and seen.cause[j] == 1:
+                    weight /= left.before(seen.time[j])
+                else:
+                    continue
+                num += weight
+                good += weight * ((risk[i] > risk[j]) + 0.5 * (risk[i] == risk[j]))
+    assert survival.auc_at(risk, seen, day, cause=0).of(one)[0] == pytest.approx(good / num)
+
+
+def test_brier_of_a_cause_is_that_of_a_loop_and_others_are_no_censoring() -> None:
+    risk, seen = of_two_causes()
+    free, times = 1 / (1 + np.exp(risk[:, None] + np.array([0.0, -0.5]))), np.array([200.0, 400.0])
+    left, expected = survival.censoring(seen), np.zeros((len(seen), 2))
+    for i in range(len(seen)):
+        for j, day in enumerate(times):
+            if seen.time[i] > day:
+                expected[i, j] = (1 - free[i, j]) ** 2 / left.at(day)
+            elif seen.is_observed[i]:
+                expected[i, j] = (float(seen.cause[i] == 1) - free[i, j]) ** 2 / left.before(seen.time[i])
+    assert survival.brier_scores(free, seen, times, 0) == pytest.approx(expected)
+    alone = FollowUp.of(seen.time, seen.is_observed)
+    assert np.array_equal(survival.brier_scores(free, alone, times, 0), survival.brier_scores(free, alone, times))
+
+
+def test_a_cause_that_hardly_happened_is_not_estimable() -> None:
+    _, seen = of_two_causes()
+    rare = FollowUp.of(seen.time, seen.is_observed, cause=np.where(np.arange(len(seen)) < 3, 1, 0))
+    assert survival.not_estimable(rare, 400.0) is None
+    assert isinstance(survival.auc_at(np.zeros(len(rare)), rare, 400.0, cause=1), NotEstimable)
+    times = np.array([200.0, 400.0])
+    assert isinstance(survival.integrated_brier(np.ones((len(rare), 2)), rare, times, 1), NotEstimable)

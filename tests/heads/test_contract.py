@@ -39,6 +39,9 @@ SMALLER: dict[str, dict[str, Any]] = {
     "anomaly": {"looks": 2, "decoder_width": 64, "decoder_depth": 1},
 }
 
+UNTOLD = {"contrast": ("encoder.embed.origin.acquisition.weight",)}  # what a head keeps from its encoder
+OF_ITS_OWN = ("anomaly", "contrast")  # heads whose truth is in the images and not in the row
+
 
 class Answers(dict):
     """The targets of a phantom: to any question whether its core is large, 1 or 0, which is a number and a class alike."""
@@ -107,7 +110,7 @@ def test_the_loss_is_finite_and_every_weight_gets_a_gradient(kind: str, studies:
     losses["loss"].backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     # The air vector needs a cell without body, and these balls fill their cells.
-    assert [name for name in without if name != "head.air"] == []
+    assert set(without) <= {"head.air", *UNTOLD.get(kind, ())}
 
 
 @pytest.mark.parametrize("kind", head_kinds())
@@ -138,7 +141,9 @@ def test_it_learns_four_studies(kind: str, studies: list) -> None:
     assert values[-1] < 0.7 * values[0]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in head_kinds() if not make(kind).head.is_dense and kind != "anomaly"])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in head_kinds() if not make(kind).head.is_dense and kind not in OF_ITS_OWN]
+)
 def test_a_row_without_the_answer_is_not_learnt_from(kind: str, studies: list) -> None:
     """The loss of a batch is that of its rows that know; of none it is 0, and can still be learnt from."""
     model = make(kind)

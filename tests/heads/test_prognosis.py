@@ -181,3 +181,77 @@ def test_its_summary_is_concordance_and_brier_of_its_cases(studies: list[Prepare
     assert 0.7 < figures["concordance"] < 1 and 0 < figures["brier 50 d"] < 0.25
     assert np.isnan(figures["brier 400 d"])
     assert all(np.isnan(value) for value in head.summarise(cases[:1]).values())
+
+
+CAUSES = {"causes": ["tumour", "stroke"], "horizons_days": [50, 100]}
+
+
+def of_two_causes(num: int, seed: int = 0) -> list[dict[str, Any]]:
+    rows = followed(num, seed)
+    return [row | {"cause": ("tumour", 1)[place % 3 == 0]} for place, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize("hazards", ["proportional", "free"])
+def test_each_cause_has_its_own_risk_and_together_they_are_that_of_any(
+    hazards: str, studies: list[PreparedStudy]
+) -> None:
+    model = make(record=None, hazards=hazards, **CAUSES)
+    head = model.head
+    assert isinstance(head, Head)
+    head.meet(of_two_causes(200))
+    some = batch(studies[:2], [None, None], of_two_causes(2))
+    loss = model(some)["loss"]
+    loss.backward()
+    assert torch.isfinite(loss) and all(p.grad is not None for p in head.parameters())
+    output = model.output_of(studies[0])
+    assert output.shape == (1, 2, 8)
+    risks, free = head.incidence(output, [50.0, 100.0]), head.survival(output, [50.0, 100.0])
+    assert torch.allclose(risks.sum(dim=2) + free, torch.ones_like(free))
+    found = head.read(output, studies[0], source="test", mask_path=None).findings
+    assert [one.name for one in found] == ["death", "tumour", "stroke"] and len({one.id for one in found}) == 3
+    each = [one.measured("risk within 50 days") for one in found]
+    assert each[0] == pytest.approx(float(each[1] or 0) + float(each[2] or 0), abs=1e-6)
+    assert "before stroke" in (found[1].note or "") and "before tumour" in (found[2].note or "")
+    reading = Reading(subject="x", series=(SeriesSummary.of(studies[0].study.reference),), findings=tuple(found))
+    assert len(draft(reading).section("Outlook")) == 3
+    assert [one.name for one in head.refuse(source="test", why="no brain")] == ["death", "tumour", "stroke"]
+
+
+def test_a_summary_has_a_concordance_for_each_cause(studies: list[PreparedStudy]) -> None:
+    """Only the first cause is told apart."""
+    head = make(record=None, **CAUSES).head
+    assert isinstance(head, Head)
+    rows = of_two_causes(150, seed=4)
+    head.meet(rows)
+    cases = []
+    for targets in rows:
+        move = torch.zeros(4, 2)
+        move[:, 0] = (60 - targets["time_days"]) / 60 if targets["cause"] == "tumour" else -1.0
+        cases.append(head.score_case((head.baseline + move.flatten()).expand(1, 2, -1), studies[0], None, targets))
+    figures = head.summarise(cases)
+    assert figures["concordance of tumour"] > 0.8 > figures["concordance of stroke"]
+
+
+def test_an_event_without_its_cause_is_refused() -> None:
+    with pytest.raises(InputError, match=r"targets\.cause"):
+        make(record=None, **CAUSES).head.meet([{"time_days": 3.0, "is_observed": 1}])
+    with pytest.raises(InputError, match="two or more"):
+        make(record=None, causes=["only"])
+
+
+def test_settling_mends_each_cause_by_itself() -> None:
+    """What is said of the first cause is twice too sure, of the second it is right."""
+    head = make(record=None, **CAUSES).head
+    assert isinstance(head, Head)
+    rng = np.random.default_rng(6)
+    score = rng.normal(0, 0.8, (4000, 2))
+    event = rng.exponential(200 * np.exp(-score))
+    lost = rng.uniform(20, 200, 4000)
+    targets = [
+        {"time_days": float(min(*both, end)), "is_observed": int(min(both) <= end), "cause": int(np.argmin(both))}
+        for both, end in zip(event, lost, strict=True)
+    ]
+    head.meet(targets)
+    said = torch.from_numpy(score * [2.0, 1.0]).float()
+    head.settle(list((head.baseline + said.repeat(1, 4))[:, None].expand(-1, 2, -1).split(1)), targets)
+    assert head.slope.tolist() == pytest.approx([0.5, 1.0], abs=0.1)

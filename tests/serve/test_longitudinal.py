@@ -2,15 +2,22 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from foundation.errors import InputError
+from foundation.findings import Finding, Measurement, Reading, SeriesSummary
 from foundation.reading.nifti import write_volume
-from foundation.study import Series
-from serve.longitudinal import compare_command, lesion_changes
+from foundation.study import Series, Study
+from heads.report import Draft
+from heads.report.verifier import verify
+from heads.report.writing import write_report
+from serve.longitudinal import Change, Comparison, LesionChange, compare_command, lesion_changes, with_prior
+from serve.pipeline import StudyReading
+from tests.heads.report.making import Reader
 
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
 
@@ -48,6 +55,54 @@ def test_what_is_smaller_than_a_lesion_is_none() -> None:
     assert gone.fate == "resolved" and gone.current_ml == pytest.approx(0.002)
     assert changes(current, current, least_ml=0.01) == []
     assert changes(current & False, current & False) == []
+
+
+def lesion(name: str, side: Any, ml: float) -> Finding:
+    volume = Measurement(name="volume", value=ml, unit="ml", method="test")
+    presence = "present" if ml else "absent"
+    return Finding(
+        id=f"m.{name}.{side}", name=name, anatomy="brain", side=side, presence=presence, abnormal=name == "tumour",
+        measurements=(volume,), source="m",
+    )  # fmt: skip
+
+
+def reading_of(make_series, session: str, *findings: Finding) -> StudyReading:
+    series = make_series(name="t1")
+    study = Study("a", (series,), session)
+    reading = Reading(subject="a", session=session, series=(SeriesSummary.of(series),), findings=findings)
+    return StudyReading(study, reading, Draft(()), {})
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "change"),
+    [
+        (0, 2, "new"), (2, 0, "resolved"), (2, 3.1, "grown"), (3.1, 2, "shrunk"), (2, 2.2, "stable"), (2, 2.7, None),
+        (0, 0, None),
+    ],
+)  # fmt: skip
+def test_a_prior_brings_a_comparison_and_its_words_and_without_one_there_are_none(
+    make_series, before: float, after: float, change: str | None
+) -> None:
+    prior = reading_of(make_series, "2019", lesion("tumour", "right", before), lesion("hippocampus", "left", 3))
+    current = reading_of(make_series, "2021", lesion("tumour", "right", after), lesion("hippocampus", "left", 2))
+    counted = LesionChange(name="tumour", source="m", fate="new", prior_ml=0, current_ml=1, centroid_mm=(0.0, 0.0, 0.0))
+    what = Change(
+        subject="a", prior_session="2019", current_session="2021", volumes=(), lesions=(counted,), not_compared=()
+    )
+    result = with_prior(Comparison(prior, current, what, current.study.reference))
+    tumour, hippocampus = result.reading.findings
+    assert (tumour.change, hippocampus.change) == (change, None) and hippocampus.measured("prior volume") is None
+    assert tumour.measured("prior volume") == before
+    text = result.draft.text()
+    assert "COMPARISON\nCompared with the study “2019”. Tumour, lesion by lesion: 1 new." in text
+    words = {"new": "new since", "resolved": "Not found any more: right tumour", "grown": "larger than in",
+             "shrunk": "smaller than in", "stable": "unchanged from"}  # fmt: skip
+    assert {name for name, said in words.items() if said in text} == ({change} - {None})
+    for writers in ((), (Reader(),)):
+        assert verify(with_prior(Comparison(prior, current, what, current.study.reference), writers).draft.text(),
+                      result.reading) == []  # fmt: skip
+    alone = write_report(current.reading).text()
+    assert "COMPARISON" not in alone and not any(said in alone for said in words.values())
 
 
 @pytest.fixture
@@ -92,6 +147,12 @@ def test_the_command_compares_two_files_and_refuses_two_patients(model_folder: P
         "change.md",
         "current.png",
         "prior.png",
+        "reading",
     }
+    reading = Reading.load(tmp_path / "out" / "reading" / "reading.json")
+    assert reading.prior is not None and reading.prior.name == "prior"
+    assert {one.change for one in reading.findings if one.is_abnormal} == {"stable"}
+    report = (tmp_path / "out" / "reading" / "report.md").read_text()
+    assert "## Comparison" in report and "unchanged from the prior study" in report
     with pytest.raises(InputError, match="compared by a model"):
         compare_command(*ask[:3], [], same_patient=True)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from ehr.synthesis import make_bundle
 from foundation.encoder import Encoder, EncoderConfig
 from foundation.findings import Reading
 from foundation.lora import Adapter, LowRank
@@ -19,6 +20,7 @@ from heads import parse_head
 from heads.adapters.folder import Backbone, save_adapter
 from heads.base import Explanation, Scope, TaskConfig, TaskModel, load_task, save_task
 from serve.__main__ import main
+from tests.ehr.making import patient_truth
 
 HEADS = {
     "core": {
@@ -223,6 +225,30 @@ def test_a_writer_that_cannot_be_loaded_leaves_the_templates_and_says_why(
     assert main(["read", f"{manifest}#sub-01", str(tmp_path / "plain"), *models]) == 0
     reports = [(tmp_path / name / "report.md").read_text().split("## Table")[0] for name in ("out", "plain")]
     assert reports[0] == reports[1]
+
+
+def test_a_record_gives_the_indication_and_the_history(
+    manifest: Path, models: list[str], tmp_path: Path, capsys
+) -> None:
+    truth = next(one for one in map(patient_truth, range(20)) if one["history"])
+    bundle, about = make_bundle(truth)
+    bundle["entry"][-1]["resource"]["note"] = [{"text": "unread"}]
+    for entry in bundle["entry"]:
+        if entry["resource"]["resourceType"] == "ServiceRequest":
+            entry["resource"]["reasonCode"][0]["text"] = "Headache of Jane Doe"
+    (tmp_path / "record.json").write_text(json.dumps(bundle))
+    ask = ["read", f"{manifest}#sub-01", str(tmp_path / "out"), *models, "--ehr", str(tmp_path / "record.json")]
+    assert main([*ask, "--study-uid", about["study_uid"]]) == 0
+    assert "indication and history" in capsys.readouterr().out
+    reading = Reading.load(tmp_path / "out" / "reading.json")
+    assert reading.indication == "headache"
+    said = [one for one in reading.findings if one.origin == "record"]
+    assert {one.name for one in said} == {name.replace("_", " ") for name in truth["history"]}
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "Asked for: “headache”." in report and "History: " in report and "Jane Doe" not in report
+    assert main([*ask, "--study-uid", about["study_uid"], "--record-words"]) == 0
+    assert "Asked for: “Headache of Jane Doe”." in (tmp_path / "out" / "report.md").read_text()
+    assert main(["read", f"{manifest}#sub-01", str(tmp_path / "out"), *models, "--record-words"]) == 2
 
 
 def test_without_a_model_nothing_is_assessed_and_the_report_says_so(

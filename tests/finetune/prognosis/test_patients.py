@@ -79,3 +79,15 @@ def test_two_rows_of_one_patient_are_refused(values: dict, tmp_path: Path) -> No
     (tmp_path / "seen.csv").write_text(SEEN + "a,1,2,z\n")
     with pytest.raises(InputError, match="one row"):
         from_table(parse_config(TableConfig, values))
+
+
+def test_an_event_of_a_table_has_one_of_the_causes(values: dict, tmp_path: Path) -> None:
+    (tmp_path / "why.csv").write_text("id,why\na,tumour\nb,\nc,stroke\nd,stroke\ne,\n")
+    asked = values | {"files": [*values["files"], str(tmp_path / "why.csv")]}
+    config = parse_config(TableConfig, asked | {"cause": "why"})
+    found = from_table(config, ("tumour", "stroke"))
+    assert found.seen.cause.tolist() == [0, 0, 1, 0] and found.seen.had(1).tolist() == [False, False, True, False]
+    with pytest.raises(InputError, match="one of the head's causes"):
+        from_table(config, ("tumour", "fall"))
+    with pytest.raises(InputError, match="names and a column"):
+        from_table(parse_config(TableConfig, asked), ("tumour", "stroke"))

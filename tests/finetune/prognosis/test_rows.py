@@ -6,15 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from scipy.optimize import minimize
 
 from finetune.prognosis import fit as fitting
-from finetune.prognosis.fit import Columns, fit, parts_of
-from finetune.prognosis.patients import Patients, View
+from finetune.prognosis.command import table
+from finetune.prognosis.fit import Columns, parts_of
+from finetune.prognosis.patients import Patients
 from finetune.prognosis.rows import ROWS, Row, run_trial
-from foundation import hazard
-from foundation.hazard import Interval
 from foundation.survival import FollowUp
 from foundation.training import fold
 from heads.prognosis import Config
@@ -31,14 +28,14 @@ def patients(num: int = 240, seed: int = 0) -> Patients:
     score = 1.1 * record[:, 0] + 1.1 * image[:, 0]
     event, lost = rng.exponential(250 * np.exp(-score)), rng.uniform(50, 700, num)
     seen = FollowUp.of(np.minimum(event, lost), event <= lost)
-    return Patients(tuple(map(str, range(num))), seen, person, image, columns=np.hstack([person, record]))
+    kinds = ("image",) * 3
+    return Patients(tuple(map(str, range(num))), seen, person, image, kinds, columns=np.hstack([person, record]))
 
 
 @pytest.fixture(autouse=True, scope="module")
 def quicker():
-    """Fewer penalties and epochs: annotations are checked at every call here, and the patients' law is simple."""
+    """Fewer parts and epochs: annotations are checked at every call here, and the patients' law is simple."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fitting, "PENALTIES", np.array([3.0, 100.0]))
         patch.setattr(fitting, "PARTS", 3)
         patch.setattr(fitting, "EPOCHS", 12)
         yield
@@ -84,33 +81,12 @@ def test_no_patient_is_predicted_from_its_own_outcome() -> None:
         here = np.flatnonzero((parts == 0) & (some.seen.is_observed == observed))
         time[here] = time[here[::-1]]
     changed = Patients(
-        some.names, FollowUp.of(time, some.seen.is_observed), some.person, some.image, columns=some.columns
+        some.names, FollowUp.of(time, some.seen.is_observed), some.person, some.image, some.image_kinds, some.columns
     )
     again = run_trial(changed, CONFIG, rows=[ROWS[0], *rows], folds=2, seed=4)
     for row in rows:
         assert np.array_equal(first.said[row.title].survival[parts == 0], again.said[row.title].survival[parts == 0])
         assert not np.array_equal(first.said[row.title].survival, again.said[row.title].survival)
-
-
-def test_ridge_is_the_minimum_that_scipy_finds() -> None:
-    some = patients(80)
-    view = View(some.person, np.zeros((80, 0)), some.image)
-    found, _ = fit("image", False, view, np.arange(80), some.seen, CONFIG, seed=0)
-    law, x = found.law, torch.from_numpy(Columns.of(some.image)(some.image))
-    known = Interval.of(some.seen, law.edges)
-    score = (found.logits[:, 0] - law.baseline - law.shift)[:, 0] / law.slope
-    costs = []
-    for penalty in fitting.PENALTIES:
-
-        def cost(weights: np.ndarray, penalty: float = penalty) -> float:
-            logits = law.baseline + (x @ torch.from_numpy(weights[1:]) + weights[0])[:, None]
-            return float(
-                -hazard.log_likelihood(logits, law.edges, known).sum() + penalty / 2 * (weights[1:] ** 2).sum()
-            )
-
-        best = minimize(cost, np.zeros(1 + x.shape[1]))
-        costs.append(np.abs(x.numpy() @ best.x[1:] + best.x[0] - score.numpy()).max())
-    assert min(costs) < 2e-3  # it is the solution for one of the penalties
 
 
 def test_columns_take_their_scale_from_training_rows_alone() -> None:
@@ -124,6 +100,7 @@ def test_columns_take_their_scale_from_training_rows_alone() -> None:
         and scale.is_log.tolist() == [False, True, False]
         and scale.gaps.tolist() == [3]
     )
+    assert scale.kinds(["a", "b", "c", "d"]) == ["a", "b", "d", "no d"]
     assert numbers.shape == (60, 4) and numbers[:, 0].mean() == pytest.approx(0, abs=1e-9)
     assert (numbers[:20, 2] == 0).all() and set(numbers[:, 3]) == {-0.5, 0.5}
     other = values.copy()
@@ -159,3 +136,43 @@ table:
         assert (tmp_path / "out" / picture).stat().st_size > 5000
     assert main(["prognosis", str(tmp_path / "config.yaml"), "--rows", "both linear"]) == 2
     assert "row" in capsys.readouterr().err
+
+
+def test_competing_risks_have_figures_of_their_own_and_kept_cells_are_not_fitted_again(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """The record moves the first cause and the image the second."""
+    rng = np.random.default_rng(8)
+    num = 300
+    person = np.column_stack([rng.normal(60, 10, num), rng.integers(0, 2, num)]).astype(float)
+    record, image = rng.normal(size=(num, 1)), rng.normal(size=(num, 2))
+    event = rng.exponential(400 * np.exp(-1.3 * np.column_stack([record[:, 0], image[:, 0]])))
+    lost = rng.uniform(50, 700, num)
+    time, which = np.minimum(event.min(axis=1), lost), event.argmin(axis=1)
+    seen = FollowUp.of(time, time < lost, cause=which)
+    kinds, names = ("image",) * 2, tuple(map(str, range(num)))
+    some = Patients(names, seen, person, image, kinds, columns=np.hstack([person, record]))
+    config = CONFIG.model_copy(update={"causes": ("first", "second"), "horizons_days": (100.0, 200.0)})
+    wanted = [
+        ROWS[0],
+        *(row for row in ROWS if row.title in ("record only, linear", "image only, linear", "both, deep")),
+    ]
+    trial = run_trial(some, config, rows=wanted, folds=2, seed=1, kept=tmp_path)
+    figures = {row.title: row.figures for row in trial.rows}
+    only = {title: [one[f"concordance of {cause}"] for cause in config.causes] for title, one in figures.items()}
+    assert [one.mean for one in only["Kaplan-Meier only"]] == [0.5, 0.5]
+    assert only["record only, linear"][0].low > 0.65 > only["record only, linear"][1].mean
+    assert only["image only, linear"][1].low > 0.65 > only["image only, linear"][0].mean
+    assert min(one.low for one in only["both, deep"]) > 0.6
+    assert figures["record only, linear"]["Brier skill of first"].low > 0
+    assert figures["Kaplan-Meier only"]["Brier skill of second"].mean == 0
+    said = trial.said["both, deep"]
+    assert said.incidence.sum(axis=0) + said.survival == pytest.approx(np.ones_like(said.survival))
+    text = table(trial, "two")
+    assert "| concordance of second |" in text and "| Aalen-Johansen only |" in text
+
+    monkeypatch.setattr("finetune.prognosis.rows.fit", None)
+    again = run_trial(some, config, rows=wanted, folds=2, seed=1, kept=tmp_path)
+    assert table(again, "two") == text
+    with pytest.raises(TypeError):  # another seed is another cut: those cells are not there, and fitting was taken away
+        run_trial(some, config, rows=wanted, folds=2, seed=2, kept=tmp_path)

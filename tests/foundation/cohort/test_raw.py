@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from nibabel.affines import apply_affine
+from scipy import ndimage
 
 from foundation.cohort.patient import CohortConfig, make_anatomy
-from foundation.cohort.raw import simulate_raw, write_raw
+from foundation.cohort.raw import SPOT_RADII_MM, simulate_raw, spotted, write_raw
 from foundation.physics.kspace import root_sum_of_squares, to_image
 from foundation.raw import RawData
 from foundation.reading.raw import read_raw
@@ -67,6 +68,29 @@ def test_a_slice_lies_where_the_head_has_it() -> None:
     scale = np.array([anatomy.shape[0] / raw.shape[0], anatomy.shape[1] / raw.shape[1], step])
     there = np.array(head_middle) + scale * (np.array(far) - middle)
     np.testing.assert_allclose(apply_affine(raw.affine, far), apply_affine(anatomy.affine, there), atol=1e-4)
+
+
+def test_spots_are_small_and_of_either_sign() -> None:
+    """Where there are none the image is untouched, and an image of ten has ten at most."""
+    rng = np.random.default_rng(0)
+    image = torch.zeros(80, 90)
+    image[10:70, 10:80] = 1.0
+    assert bool((spotted(image, 2.0, 0, rng) == 1).all())
+    factor = spotted(image, 2.0, 10, rng)
+    changed = (factor != 1).numpy()
+    assert 5 <= ndimage.label(changed)[1] <= 10  # pyright: ignore[reportIndexIssue]
+    assert changed.sum() * 4.0 < 10 * np.pi * (SPOT_RADII_MM[1] + 2) ** 2
+    assert float(factor.min()) < 0.85 and float(factor.max()) > 1.15
+
+
+def test_spots_are_in_target_and_samples_alike() -> None:
+    anatomy, tissues = make_anatomy(CohortConfig(spacing_mm=4.0), 0)
+    raw = simulate_raw(anatomy, tissues, "T2w", np.random.default_rng(0), num_slices=1, noise=0.0, spots=20)
+    assert raw.target is not None
+    torch.testing.assert_close(root_sum_of_squares(to_image(raw.kspace), axis=1), raw.target, atol=1e-4, rtol=1e-4)
+    plain = simulate_raw(anatomy, tissues, "T2w", np.random.default_rng(0), num_slices=1, noise=0.0)
+    assert plain.target is not None
+    assert float((raw.target - plain.target).abs().max()) > 0.05 * float(plain.target.max())
 
 
 def test_files_are_in_fastmri_s_layout_and_the_same_each_time(raw: RawData, tmp_path: Path) -> None:

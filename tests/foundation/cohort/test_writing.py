@@ -59,6 +59,13 @@ def test_an_interrupted_cohort_continues_to_the_same_bytes(cohort, tmp_path):
     assert (folder / "sub-00001" / "labels.nii.gz").stat().st_mtime_ns == untouched
 
 
+def test_a_whole_cohort_is_left_as_it_is(cohort):
+    """What is true of it as a whole takes longest, and is not worked out again by every command that needs the cohort."""
+    before = (cohort.root / "truth.json").stat().st_mtime_ns
+    assert write_cohort(cohort.root, CONFIG, NUM_SUBJECTS, processes=1) == cohort.path
+    assert (cohort.root / "truth.json").stat().st_mtime_ns == before
+
+
 def test_a_larger_cohort_begins_with_the_smaller_one(cohort, tmp_path):
     """Here the smaller one of the larger one's folder: what is there is left, the manifest says less."""
     folder = tmp_path / "less"

@@ -22,7 +22,7 @@ from foundation.physics.kspace import (
     to_kspace,
 )
 from foundation.raw import RawData, measured
-from foundation.reconstruction.methods import METHODS, Slice, reconstruct, solve_sense
+from foundation.reconstruction.methods import METHODS, Slice, reconstruct, solve_normal, solve_sense
 from foundation.reconstruction.metrics import nmse
 
 SHAPE = (64, 60)
@@ -80,6 +80,12 @@ def test_conjugate_gradients_find_the_dense_solution() -> None:
     dense, kspace = torch.stack(columns, 1), operator.mask * numbers(4, *shape)
     wanted = torch.linalg.solve(dense.mH @ dense + 0.1 * torch.eye(48), dense.mH @ kspace.flatten())
     torch.testing.assert_close(solve_sense(operator, kspace, 48, 0.1).flatten(), wanted, rtol=1e-8, atol=1e-8)
+    near = numbers(*shape)  # |A x - y|^2 + 0.1 |x - near|^2
+    wanted = torch.linalg.solve(
+        dense.mH @ dense + 0.1 * torch.eye(48), dense.mH @ kspace.flatten() + 0.1 * near.flatten()
+    )
+    found = near + solve_normal(operator, operator.adjoint(kspace - operator.forward(near)), 48, 0.1)
+    torch.testing.assert_close(found.flatten(), wanted, rtol=1e-8, atol=1e-8)
 
 
 def test_a_batch_is_solved_image_by_image() -> None:

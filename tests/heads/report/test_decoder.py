@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from numpy.random import default_rng
 
 from foundation.errors import InputError
 from foundation.training import TrainingConfig
@@ -22,7 +21,6 @@ from heads.report.decoder import (
 )
 from heads.report.decoding import StaticDecoder
 from heads.report.learning import LearnConfig, sentences_of, train_decoder
-from heads.report.phrasing import phrase
 from heads.report.plan import Style, plan
 from heads.report.slots import SLOT, UnfilledSlot, fill, slots_of
 from tests.heads.report.making import imagined
@@ -30,6 +28,11 @@ from tests.heads.report.making import imagined
 
 def statements(seed: int = 1, **options):
     return plan(imagined(seed, **options))
+
+
+def written(decoder: Decoder, some, **options) -> list[str]:
+    """In the order of the statements."""
+    return [text for _, text in sorted(decoder.write(some, Style(), **options))]
 
 
 def test_the_static_loop_writes_what_transformers_writes(tiny_decoder: Decoder):
@@ -46,15 +49,15 @@ def test_the_static_loop_writes_what_transformers_writes(tiny_decoder: Decoder):
 
 def test_a_batch_is_its_sentences_one_by_one(tiny_decoder: Decoder):
     some = statements()
-    together = tiny_decoder.write(some, Style())
-    assert together == [tiny_decoder.write([one], Style())[0] for one in some]
+    together = written(tiny_decoder, some)
+    assert together == [written(tiny_decoder, [one])[0] for one in some]
 
 
 @pytest.mark.parametrize("prior", [False, True])
 def test_no_weights_can_write_a_number_a_side_or_an_unasked_comparison(tiny_decoder: Decoder, prior: bool):
     some = statements(3, prior=prior)
     for seed in range(3):
-        for one, text in zip(some, tiny_decoder.write(some, Style(), seed=seed, temperature=3.0), strict=True):
+        for one, text in zip(some, written(tiny_decoder, some, seed=seed, temperature=3.0), strict=True):
             words = [word for word in text.split() if not SLOT.fullmatch(word)]
             assert not any(char.isdigit() for word in words for char in word)
             assert not any(SIDED.search(word) and word != "midline" for word in words)
@@ -85,21 +88,16 @@ def test_the_prompt_hides_side_and_number():
         )
 
 
-def test_images_reach_the_words_through_the_resampler(tiny_decoder: Decoder):
-    config = tiny_decoder.config.model_copy(update={"image_width": 24, "num_latents": 3})
-    torch.manual_seed(0)
-    decoder = Decoder(config)
-    pairs = [decoder.sample(one, Style(), phrase(one, Style(), default_rng(0))) for one in statements()[:4]]
-    images = torch.randn(len(pairs), 7, 24)
-    loss = decoder(decoder.collate(pairs, images))["loss"]
-    loss.backward()
-    assert all(
-        one.grad is not None and one.grad.abs().sum() > 0 for one in decoder.resampler.parameters() if one.requires_grad
-    )  # pyright: ignore[reportOptionalMemberAccess]
-    assert loss != decoder(decoder.collate(pairs, torch.randn(len(pairs), 7, 24)))["loss"]
-    assert torch.isfinite(decoder(decoder.collate(pairs))["loss"])  # without images
-    text = decoder.eval().write(statements()[:2], Style(), images=images[:1])
-    assert len(text) == 2
+def test_sentences_come_as_they_end_and_are_those_of_the_whole(tiny_decoder: Decoder):
+    prompts = [tiny_decoder.encode([*prompt_words(one, Style()), BEGIN]) for one in statements()]
+    loop = StaticDecoder(tiny_decoder.language)
+    whole = loop.generate(prompts, None, end=-1, longest=12)
+    end = whole[1][2]
+    cut = [row[: row.index(end)] if end in row else row for row in whole]
+    streamed = list(loop.stream(prompts, None, end=end, longest=12))
+    assert dict(streamed) == dict(enumerate(cut)) and len({len(row) for row in cut}) > 1
+    lengths = [len(row) for _, row in streamed]
+    assert lengths == sorted(lengths), "the shortest sentence ends first"
 
 
 def test_it_learns_is_saved_and_writes_the_same(tmp_path: Path):
@@ -108,7 +106,7 @@ def test_it_learns_is_saved_and_writes_the_same(tmp_path: Path):
     decoder, result = train_decoder(config, tmp_path, on_start=lambda _: None)
     assert result.records[-1]["loss"] < result.records[0]["loss"]
     again = Decoder.load(tmp_path / "model")
-    assert again.write(statements(), Style()) == decoder.write(statements(), Style())
+    assert written(again, statements()) == written(decoder, statements())
     (tmp_path / "model" / "model.safetensors").write_bytes(b"")
     with pytest.raises(InputError, match="readable weights"):
         Decoder.load(tmp_path / "model")

@@ -109,7 +109,7 @@ def test_no_part_of_a_word_makes_a_side_or_a_number(tmp_path: Path):
     writer.longest = 16
     for seed in range(3):
         some = plan(imagined(3))[:2]
-        for text in writer.write(some, Style(), seed=seed, temperature=2.0):
+        for _, text in writer.write(some, Style(), seed=seed, temperature=2.0):
             words = text.lower().replace("<", " <").split()
             assert not any(char.isdigit() for word in words if not word.startswith("<") for char in word), text
             assert not any(word.strip(".,;:()") in SIDES for word in words), text

@@ -14,6 +14,7 @@ from heads.report.metrics import (
     faithfulness,
     normal_share,
     numbers_right,
+    only,
     perception,
     rare_survival,
     urgent_omissions,
@@ -67,3 +68,14 @@ def test_collapse_shows():
     said = ["FINDINGS\nA tumour on the right.\n", *["FINDINGS\nOedema on the left.\n"] * 9]
     assert rare_survival(said, truths) == (1, 1)
     assert rare_survival(["FINDINGS\nAll is well.\n"] * 10, truths) == (0, 1)
+
+
+def test_both_sides_are_one_finding_however_they_were_claimed_and_unknown_names_are_none():
+    """A head outlines the right and the left, where a truth may speak of both at once."""
+    truth = reading(finding("plaque", "bilateral"))
+    heads = reading(finding("plaque", "right"), finding("plaque", "left"), finding("blob", "left"))
+    assert perception(heads, truth) == Counts(1, 1, 1, 1)
+    assert perception(reading(finding("plaque", "right")), truth) == Counts(1, 0, 1, 0)
+    assert correctness("FINDINGS\nA plaque on the right. A plaque on the left.\n", truth) == Counts(1, 1, 1, 1)
+    asked = only(reading(finding("plaque", "bilateral"), finding("tumour")), {"plaque", "blob"})
+    assert [one.name for one in asked.findings] == ["plaque"]
