@@ -75,7 +75,7 @@ def pictures(link: str) -> Iterator[tuple[str, bytes]]:
             page.wait_for_timeout(1500)
 
         read("White matter disease")
-        read("A tumour, with an earlier study")
+        read("Tumour, then and now")
         sentence = page.locator("#report .findings a.said-text, #report .impression a.said-text")
         if sentence.count():
             sentence.first.click()
@@ -84,7 +84,7 @@ def pictures(link: str) -> Iterator[tuple[str, bytes]]:
         page.get_by_role("tab", name="Since then").click()
         page.wait_for_timeout(1000)
         yield "page-change.png", page.screenshot()
-        read("A tumour, with the record")
+        read("Tumour and record")
         outlook = page.get_by_role("tab", name="Outlook")
         if outlook.is_visible():
             outlook.click()

@@ -40,9 +40,9 @@ class Example:
 
 
 EXAMPLES = {
-    "normal": Example("A normal head", "four series, nothing to find", ()),
-    "tumour": Example("A tumour, with the record", "the patient's history and laboratory beside it", ("glioma",), record=True),
-    "tumour-before": Example("A tumour, with an earlier study", "what changed since then", ("glioma",), earlier=True),
+    "normal": Example("A normal head", "four series and nothing to find", ()),
+    "tumour": Example("Tumour and record", "history and laboratory beside the images", ("glioma",), record=True),
+    "tumour-before": Example("Tumour, then and now", "with a study from before it, and what changed", ("glioma",), earlier=True),
     "white-matter": Example("White matter disease", "many small lesions, with the record", ("white_matter_disease",), record=True),
 }  # fmt: skip
 
