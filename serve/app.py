@@ -61,7 +61,11 @@ PRIVATE: dict[str, Any] = {
 }
 # The case that is open stands in the page's address, so that reloading does not lose it.
 FROM_ADDRESS = "() => [window.location.hash.slice(1), null]"
-TO_ADDRESS = (Path(__file__).parent / "static" / "address.js").read_text(encoding="utf-8")
+TO_ADDRESS = "(id) => { window.history.replaceState(null, '', id ? '#' + id : window.location.pathname); }"
+# On a narrow screen the list makes room for what was chosen in it.
+MAKE_ROOM = (
+    "(id) => { if (id !== '' && innerWidth <= 768) document.querySelector('.sidebar.open .toggle-button')?.click(); }"
+)
 
 
 def build_app(models: Sequence[LoadedModel], store: CaseStore, jobs: Jobs) -> gr.Blocks:
@@ -343,11 +347,13 @@ def build_app(models: Sequence[LoadedModel], store: CaseStore, jobs: Jobs) -> gr
 
         page.load(reopened, [address, is_plain], SHOWN, js=FROM_ADDRESS, **PRIVATE_EVENT)
         address.change(None, address, None, js=TO_ADDRESS)
+        address.change(None, address, None, js=MAKE_ROOM)
         what = [files, record, begun, earlier, contrast, subject, is_plain]
         read_button.click(read, what, SHOWN, **PRIVATE_EVENT)
         for name, button in example_buttons.items():
             button.click(reading_example(name), is_plain, SHOWN, **PRIVATE_EVENT)
         home.click(left, None, SHOWN, **PRIVATE_EVENT)
+        home.click(None, None, None, js=MAKE_ROOM)
         cancel.click(stop, None, None, queue=False, **PRIVATE_EVENT)
         worklist.open(open_case, is_plain, SHOWN, **PRIVATE_EVENT)
         report.reword(reword, opened, TEXT, **PRIVATE_EVENT)
