@@ -193,7 +193,8 @@ def _acquired(series: SeriesSummary) -> str:
 
 def urgency_of(share: float) -> Urgency:
     """The word for an urgency between 0 and 1."""
-    return next((name for name, weight in WEIGHTS.items() if share >= weight / 2 and weight), "none")
+    names: list[Urgency] = [name for name, weight in WEIGHTS.items() if weight and share >= weight / 2]
+    return names[0] if names else "none"
 
 
 def worklist_panel(lines: Sequence[CaseLine], open_case: str | None) -> str:
@@ -302,13 +303,13 @@ def change_panel(change: Change, before: bytes, now: bytes) -> str:
 # ------------------------------------------------------------------------------------------------ the outlook
 
 
-def outlook_panel(reading: Reading, without_record: Reading | None, record_words: str) -> str:
+def outlook_panel(reading: Reading, without_record: Reading | None) -> str:
     """Every outlook with its curve; beside it what the same model says without the record, where one was given."""
     others = {} if without_record is None else {one.id: one for one in without_record.findings}
     outlooks = [
         _outlook(finding, others.get(finding.id)) for finding in reading.findings if finding.origin == "outlook"
     ]
-    return _rendered("outlook_panel.html", outlooks=outlooks, record_words=record_words)
+    return _rendered("outlook_panel.html", outlooks=outlooks)
 
 
 def _outlook(finding: Finding, without: Finding | None) -> dict[str, Any]:

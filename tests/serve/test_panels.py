@@ -85,7 +85,7 @@ def test_text_from_outside_is_inert_everywhere(evil: str):
         panels.worklist_panel([line], None),
         panels.progress_panel(0.5, evil),
         panels.fallback_panel(evil),
-        panels.outlook_panel(reading(finding(name=evil, origin="outlook", note=evil)), None, evil),
+        panels.outlook_panel(reading(finding(name=evil, origin="outlook", note=evil)), None),
     ]
     for page in pages:
         seen = Seen(page)
@@ -137,10 +137,10 @@ def outlook(*risks: tuple[float, float]) -> Finding:
 
 def test_an_outlook_is_drawn_and_says_what_the_record_adds():
     with_record, without = outlook((365, 0.2), (730, 0.4)), outlook((365, 0.3), (730, 0.5))
-    html = panels.outlook_panel(reading(with_record), reading(without), "")
+    html = panels.outlook_panel(reading(with_record), reading(without))
     assert "1 year" in html and "2 years" in html and "20%" in html and "15% to 25%" in html and "30%" in html
     assert 'src="data:image/png;base64,' in html
-    alone = panels.outlook_panel(reading(with_record), None, "")
+    alone = panels.outlook_panel(reading(with_record), None)
     assert "from the images alone" not in alone
     assert panels.risks_of(with_record)[0] == (365.0, 0.2, pytest.approx(0.15), pytest.approx(0.25))
 
