@@ -293,6 +293,11 @@ class Server:
             self._page.upload_file_set.update(paths)
             return paths
 
+        @app.get(f"{GRADIO}/upload_progress")
+        def page_upload_progress() -> Response:
+            """Gradio's own counts bytes in a route that is not used here: it is told that there is no more to come."""
+            return Response('data: {"msg": "done"}\n\n', media_type="text/event-stream")
+
         # ---------------------------------------------------------------------------------- for programs
 
         @app.post("/api/studies", status_code=202)

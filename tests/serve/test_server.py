@@ -127,7 +127,10 @@ def test_the_page_comes_with_its_guards(server: Running):
     for answer in (page, browser.get("/login"), browser.get("/api/x"), browser.get("/nothing")):
         assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
         assert answer.headers["x-content-type-options"] == "nosniff"
-        assert answer.headers["referrer-policy"] in ("no-referrer", "same-origin") and answer.headers["cache-control"] == "no-store"
+        assert (
+            answer.headers["referrer-policy"] in ("no-referrer", "same-origin")
+            and answer.headers["cache-control"] == "no-store"
+        )
         assert "server" not in answer.headers
     for path in ("/docs", "/openapi.json", "/monitoring", f"{GRADIO}/info", f"{GRADIO}/openapi.json", f"{GRADIO}/runs"):
         assert browser.get(path).status_code == 404, path
@@ -141,7 +144,10 @@ def test_another_sites_page_can_do_nothing(server: Running):
         for path in ("/logout", "/login", f"{GRADIO}/upload"):
             assert browser.post(path, headers=headers, data={"name": "anna", "password": "x"}).status_code == 403
     chromium = {"origin": "null", "sec-fetch-site": "same-origin"}  # what it says of a form on a page without referrers
-    assert browser.post("/login", headers=chromium, data={"name": "anna", "password": PASSWORDS["anna"]}).status_code == 303
+    assert (
+        browser.post("/login", headers=chromium, data={"name": "anna", "password": PASSWORDS["anna"]}).status_code
+        == 303
+    )
     assert browser.get("/config").status_code == 200
     assert browser.get("/api/studies").status_code == 401  # the cookie counts for nothing there
 
