@@ -228,8 +228,8 @@ def build_app(models: Sequence[LoadedModel], store: CaseStore, jobs: Jobs) -> gr
                 return show(CaseView.of(store, _user(request), event.case), plain)
 
         def read(
-            files: list[str] | None, record: str | None, begun: str | None, earlier: list[str] | None, contrast: str, subject: str | None,
-            plain: bool, request: gr.Request,
+            files: list[str] | None, record: str | None, begun: str | None, earlier: list[str] | None, contrast: str,
+            subject: str | None, plain: bool, request: gr.Request,
         ) -> Iterator[dict[Any, Any]]:  # fmt: skip
             dropped = Dropped(
                 files=tuple(map(Path, files or ())),
