@@ -15,6 +15,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -567,7 +568,11 @@ def _run(server: Server, host: str, port: int) -> None:
     )
     said = uvicorn.Server(config)
     threading.Thread(target=_tell_when_up, args=(said, server, host, port), daemon=True).start()
-    said.run()  # until a signal
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # uvicorn stops, then raises the signal again: so we clean up
+    with suppress(KeyboardInterrupt):
+        said.run()
 
 
 def _tell_when_up(said: Any, server: Server, host: str, port: int) -> None:
