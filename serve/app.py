@@ -242,15 +242,15 @@ def build_app(models: Sequence[LoadedModel], store: CaseStore, jobs: Jobs) -> gr
                 return show(CaseView.of(store, _user(request), event.case), plain)
 
         def read(
-            files: list[str] | None, record: str | None, begun: str, earlier: list[str] | None, contrast: str, subject: str,
-            plain: bool, request: gr.Request,
+            files: list[str] | None, record: str | None, begun: str | None, earlier: list[str] | None, contrast: str,
+            subject: str | None, plain: bool, request: gr.Request,
         ) -> Iterator[dict[Any, Any]]:  # fmt: skip
             dropped = Dropped(
                 files=tuple(map(Path, files or ())),
                 contrast=contrast,
-                subject=subject,
+                subject=subject or "",
                 record=None if record is None else Path(record),
-                begun=begun.strip() or None,
+                begun=(begun or "").strip() or None,
                 earlier=tuple(map(Path, earlier or ())),
             )
             yield from followed(partial(read_case, store, models, cache, _user(request), dropped), plain, request)

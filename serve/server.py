@@ -15,6 +15,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -293,6 +294,11 @@ class Server:
             self._page.upload_file_set.update(paths)
             return paths
 
+        @app.get(f"{GRADIO}/upload_progress")
+        def page_upload_progress() -> Response:
+            """Gradio's own counts bytes in a route that is not used here: it is told that there is no more to come."""
+            return Response('data: {"msg": "done"}\n\n', media_type="text/event-stream")
+
         # ---------------------------------------------------------------------------------- for programs
 
         @app.post("/api/studies", status_code=202)
@@ -562,7 +568,11 @@ def _run(server: Server, host: str, port: int) -> None:
     )
     said = uvicorn.Server(config)
     threading.Thread(target=_tell_when_up, args=(said, server, host, port), daemon=True).start()
-    said.run()  # until a signal
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # uvicorn stops, then raises the signal again: so we clean up
+    with suppress(KeyboardInterrupt):
+        said.run()
 
 
 def _tell_when_up(said: Any, server: Server, host: str, port: int) -> None:

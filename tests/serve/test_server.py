@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -42,10 +42,12 @@ class Running:
     data: Path
     log: Path
     tokens: dict[str, str]
+    browsers: list[httpx.Client] = field(default_factory=list)
 
     def browser(self, name: str | None = None) -> httpx.Client:
         """A browser that is logged in, if a name is given."""
         browser = httpx.Client(base_url=self.address, timeout=120, trust_env=False)
+        self.browsers.append(browser)  # they are closed together in the end
         if name is not None:
             response = browser.post("/login", data={"name": name, "password": PASSWORDS[name]})
             assert response.status_code == 303, response.text
@@ -74,7 +76,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
             while "Larmor is at" not in log.read_text():
                 assert process.poll() is None and time.monotonic() < end, log.read_text()
                 time.sleep(0.2)
-            yield Running(f"http://127.0.0.1:{port}", folder / "data", log, tokens)
+            running = Running(f"http://127.0.0.1:{port}", folder / "data", log, tokens)
+            yield running
+            for browser in running.browsers:
+                browser.close()
             process.terminate()
             assert process.wait(60) == 0
             assert not (folder / "data" / "uploads").exists() and not any((folder / "tmp").iterdir())
@@ -108,8 +113,8 @@ def test_nobody_gets_anything(server: Running):
     form = browser.get("/login")
     assert form.status_code == 200 and "<script" not in form.text
     assert browser.get("/api/studies", headers={"authorization": "Bearer x"}).status_code == 401
-    with pytest.raises(InputError, match="401"):
-        Client(server.address, "x").worklist()
+    with Client(server.address, "x") as client, pytest.raises(InputError, match="401"):
+        client.worklist()
 
 
 def test_the_page_comes_with_its_guards(server: Running):
@@ -127,7 +132,10 @@ def test_the_page_comes_with_its_guards(server: Running):
     for answer in (page, browser.get("/login"), browser.get("/api/x"), browser.get("/nothing")):
         assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
         assert answer.headers["x-content-type-options"] == "nosniff"
-        assert answer.headers["referrer-policy"] in ("no-referrer", "same-origin") and answer.headers["cache-control"] == "no-store"
+        assert (
+            answer.headers["referrer-policy"] in ("no-referrer", "same-origin")
+            and answer.headers["cache-control"] == "no-store"
+        )
         assert "server" not in answer.headers
     for path in ("/docs", "/openapi.json", "/monitoring", f"{GRADIO}/info", f"{GRADIO}/openapi.json", f"{GRADIO}/runs"):
         assert browser.get(path).status_code == 404, path
@@ -141,7 +149,10 @@ def test_another_sites_page_can_do_nothing(server: Running):
         for path in ("/logout", "/login", f"{GRADIO}/upload"):
             assert browser.post(path, headers=headers, data={"name": "anna", "password": "x"}).status_code == 403
     chromium = {"origin": "null", "sec-fetch-site": "same-origin"}  # what it says of a form on a page without referrers
-    assert browser.post("/login", headers=chromium, data={"name": "anna", "password": PASSWORDS["anna"]}).status_code == 303
+    assert (
+        browser.post("/login", headers=chromium, data={"name": "anna", "password": PASSWORDS["anna"]}).status_code
+        == 303
+    )
     assert browser.get("/config").status_code == 200
     assert browser.get("/api/studies").status_code == 401  # the cookie counts for nothing there
 
