@@ -242,12 +242,12 @@ def build_app(models: Sequence[LoadedModel], store: CaseStore, jobs: Jobs) -> gr
                 return show(CaseView.of(store, _user(request), event.case), plain)
 
         def read(
-            files: list[str] | None, record: str | None, begun: str | None, earlier: list[str] | None, contrast: str,
+            files: list[str] | None, record: str | None, begun: str | None, earlier: list[str] | None, contrast: str | None,
             subject: str | None, plain: bool, request: gr.Request,
         ) -> Iterator[dict[Any, Any]]:  # fmt: skip
             dropped = Dropped(
                 files=tuple(map(Path, files or ())),
-                contrast=contrast,
+                contrast=contrast or "unknown",
                 subject=subject or "",
                 record=None if record is None else Path(record),
                 begun=(begun or "").strip() or None,
