@@ -148,7 +148,7 @@ class Belongings:
             return user in self._files.get(_real(path), ())
 
     def is_ours(self, path: str) -> bool:
-        """Whether it lies in the folder of what is uploaded and given out."""
+        """Whether it lies in the server's own folder."""
         return Path(_real(path)).is_relative_to(self.folder)
 
     def page_of(self, user: str, session: str) -> bool:

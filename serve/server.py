@@ -90,7 +90,7 @@ class Server:
         self.users = None if settings.users is None else Users(settings.users)
         self.token = settings.token or secrets.token_urlsafe(32)
         self.sessions, self.guard = Sessions(), Guard()
-        self.belongings = Belongings(self.uploads)
+        self.belongings = Belongings(settings.data.resolve())
         self.watcher: Watcher | None = None
         self._held: set[Path] = set()  # what a job in the line needs
         self._end = threading.Event()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ import pytest
 from ehr.output import VERSIONS
 from ehr.trail import trail_bundle
 from foundation.errors import InputError
+from serve.__main__ import main
 from serve.audit import Audit
 
 ROWS = [
@@ -144,6 +146,16 @@ def test_threads_make_one_chain(audit: Audit):
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda n: others[n % 8 == 0].append(f"u{n}", "logout", "", {}), range(32)))
     assert audit.verify() == len(ROWS) + 32
+
+
+def test_the_command_checks_and_hands_over(audit: Audit, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    command = ["audit", str(audit.path.parent), "--noted", audit.entries()[1].hash]
+    assert main([*command, "--fhir", str(tmp_path / "trail.json"), "--version", "R5"]) == 0
+    assert audit.tip in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "trail.json").read_text())["entry"]) == len(ROWS) + 4
+    behind_its_back(audit, "UPDATE log SET user = 'bert' WHERE number = 4")
+    assert main(command) == 2 and "row 4" in capsys.readouterr().err
+    assert main(["audit", str(tmp_path / "none")]) == 2
 
 
 @pytest.mark.parametrize("version", VERSIONS)
