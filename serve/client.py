@@ -10,6 +10,7 @@ It needs httpx, which comes with the page, and nothing else of Larmor.
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -25,9 +26,12 @@ POLL_S = 0.5
 
 
 class Client:
-    """One user's way in. A full line is waited for; whatever else the server complains of is an `InputError`."""
+    """One user's way in; `verify` is httpx's, for a certificate of your own.
 
-    def __init__(self, address: str, token: str, *, timeout_s: float = 600.0, verify: bool | str = True):
+    A full line is waited for; whatever else the server complains of is an `InputError`.
+    """
+
+    def __init__(self, address: str, token: str, *, timeout_s: float = 600.0, verify: bool | ssl.SSLContext = True):
         self._http = httpx.Client(
             base_url=address.rstrip("/"),
             headers={"authorization": f"Bearer {token}"},

@@ -210,10 +210,11 @@ class Door:
         max_request: int,
         static: tuple[Path, ...],
         is_https: bool,
+        root_path: str = "",
     ):
         self.app, self.sessions, self.bearer, self.is_user = app, sessions, bearer, is_user
         self.belongings, self.allowance, self.max_request = belongings, allowance, max_request
-        self.static, self.is_https = static, is_https
+        self.static, self.is_https, self.root_path = static, is_https, root_path
         self.cookie = "__Host-larmor" if is_https else "larmor"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -235,7 +236,7 @@ class Door:
         user = self._user(path, headers)
         if user is None and path not in OPEN and not (path == "/" and b"token=" in scope.get("query_string", b"")):
             if method == "GET" and path in ("/", "/logout") and "text/html" in headers.get("accept", ""):
-                raise Refused(303, "Log in.", {"location": f"{scope.get('root_path', '')}/login"})
+                raise Refused(303, "Log in.", {"location": f"{self.root_path}/login"})
             raise Refused(401, "Not logged in.")
         if method not in ("GET", "HEAD", "OPTIONS") and not path.startswith("/api/"):
             _check_origin(scope, headers)

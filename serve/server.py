@@ -214,6 +214,7 @@ class Server:
             max_request=self.settings.max_request,
             static=(STATIC.resolve(),),
             is_https=self.settings.behind_proxy,
+            root_path=self.settings.root_path,
         )
 
     def _routes(self, app: fastapi.FastAPI) -> None:
