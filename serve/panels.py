@@ -180,7 +180,6 @@ def series_panel(reading: Reading) -> str:
     return _rendered(
         "series_panel.html",
         series=series,
-        warnings=reading.warnings,
         models=reading.models,
         colophon=colophon(reading),
     )

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import pytest
 
 from foundation.errors import InputError
+from foundation.findings import Finding, Measurement
+from foundation.study import Study
 from serve.app import PRIVATE, build_app, page_error
 from serve.cases import CaseStore
 from serve.jobs import Jobs
+from serve.pipeline import load_models, read_study
 from tests.serve.browsing import CHROMIUM, CONTRAST, browsing, serving
-from tests.serve.making import head_file, tiny_model
+from tests.serve.making import head_file, head_series, tiny_model
 from tests.serve.test_panels import XSS
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -28,23 +34,77 @@ def test_text_in_complaints_is_escaped_and_names_no_folder():
     assert "/secret" not in str(error.message)
 
 
-def test_the_page_is_closed_to_the_outside(tmp_path: Path):
+@pytest.fixture
+def store(tmp_path: Path) -> CaseStore:
+    return CaseStore(tmp_path / "data")
+
+
+@pytest.fixture
+def page(store: CaseStore) -> Iterator[gr.Blocks]:
+    jobs = Jobs()
+
     async def build() -> (
         gr.Blocks
     ):  # where an event loop runs: elsewhere gradio makes loops of its own and never closes them
-        return build_app([], CaseStore(tmp_path), jobs)
+        return build_app([], store, jobs)
 
-    jobs = Jobs()
-    try:
-        page = asyncio.run(build())
-    finally:
-        jobs.close()
+    yield asyncio.run(build())
+    jobs.close()
+
+
+def test_the_page_is_closed_to_the_outside(page: gr.Blocks):
     assert all(event.api_visibility == "private" for event in page.fns.values())
     assert not page.analytics_enabled and not page.api_open
     assert PRIVATE["run_history"] is PRIVATE["enable_monitoring"] is PRIVATE["ssr_mode"] is False
     assert PRIVATE["theme"]._stylesheets == []
     texts = [block.value for block in page.blocks.values() if isinstance(block, gr.HTML) and block.value]
     assert any("nothing is assessed" in text for text in texts)
+
+
+def test_what_happens_without_a_browser(page: gr.Blocks, store: CaseStore, tmp_path: Path):
+    """Each handler as gradio calls it: a case with an outlook is opened, decided on, reworded, signed, and seen as planes."""
+    risk = Measurement(name="risk within 365 days", value=0.2, unit="1", method="hazards")
+    death = Finding(id="m.death.not-assessed", name="death", anatomy="patient", side="not_assessed", presence="uncertain",
+                    origin="outlook", source="m", measurements=(risk,))  # fmt: skip
+    result = read_study(Study("1", (head_series(),)), load_models([tiny_model(tmp_path / "all")]))
+    reading = result.reading.model_copy(update={"findings": (*result.reading.findings, death)})
+    case = store.add("anna", replace(result, reading=reading))
+    first = case.reading.findings[0].id
+    anna, bob = (gr.Request(username=name, session_hash="s") for name in ("anna", "bob"))
+    does = {event.fn.__name__: event.fn for event in page.fns.values() if event.fn is not None}
+
+    def said(answer: dict[Any, Any], elem_id: str) -> str:
+        return next(str(value) for block, value in answer.items() if block.elem_id == elem_id)
+
+    opened = does["open_case"](True, gr.EventData(None, {"case": case.id}), anna)
+    assert "Risk of death" in said(opened, "outlook") and "data:image/png" in said(opened, "planes")
+    assert case.id in said(opened, "viewer")
+    with pytest.raises(gr.Error, match="no such case"):
+        does["open_case"](False, gr.EventData(None, {"case": case.id}), bob)
+    assert "appear here" in said(does["reopened"](case.id, False, bob), "worklist")
+
+    scene = next(value for block, value in opened.items() if block.elem_id == "viewer")
+    event = gr.EventData(None, {"finding": first, "decision": "accepted"})
+    decided = does["decide"](case.id, scene, event, anna)
+    moves = {value["go"]["count"] for value in decided.values() if isinstance(value, dict) and "go" in value}
+    assert moves == {1} and 'aria-pressed="true"' in said(decided, "findings")
+
+    event = gr.EventData(None, {"index": 0, "text": EVIL})
+    assert "&lt;img" in said(does["reword"](case.id, event, anna), "report")
+    fallen = does["fell_back"](case.id, gr.EventData(None, {"why": EVIL}), anna)
+    assert "data:image/png" in said(fallen, "planes")
+    seen = does["look"](case.id, 0, None, 30.0, 10.0, 20.0, anna)
+    event = gr.EventData(None, {"at_mm": [30.0, 10.0, 20.0], "mask": None})
+    assert said(does["moved"](case.id, 0, "masks/all.nii.gz", event, anna), "planes") == seen
+
+    signed = does["sign"](case.id, anna)  # the last button of that name: final
+    assert 'class="pill final"' in said(signed, "head")
+    assert "outputs.zip" in does["write_outputs"](case.id, anna)
+    with pytest.raises(gr.Error, match="signed"):
+        does["decide"](case.id, scene, gr.EventData(None, {"finding": first, "decision": "open"}), anna)
+    assert 'class="pill amended"' in said(does["reopen"](case.id, "a typo", anna), "head")
+    with pytest.raises(gr.Error, match="logged in"):
+        does["open_case"](False, gr.EventData(None, {"case": case.id}), gr.Request())
 
 
 @pytest.mark.skipif(
