@@ -174,6 +174,7 @@ class SeriesSummary(Config):
     spacing_mm: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
     orientation: str
     side_is_known: bool
+    contrast_from: str = ""
     acquisition: dict[str, float | str] = Field(default_factory=dict)
 
     @classmethod
@@ -186,6 +187,7 @@ class SeriesSummary(Config):
             spacing_mm=(x, y, z),
             orientation=series.orientation,
             side_is_known=series.side_is_known,
+            contrast_from=series.contrast_from,
             acquisition=known_numbers(series.acquisition),
         )
 
@@ -364,7 +366,7 @@ def measure_structures(
     `min_ml` are listed and counted; a piece is on the side of its centre.
     """
     assert labels.shape == series.shape, (labels.shape, series.shape)
-    midline, why_no_side = _find_midline(series, body)
+    midline, why_no_side = find_midline(series, body)
     tallies = _tally(labels, series, structures, midline, probabilities)
     findings: list[Finding] = []
     for structure, (first, second) in zip(structures, tallies, strict=True):
@@ -422,7 +424,7 @@ class _Tally:
         return found
 
 
-def _find_midline(series: Series, body: np.ndarray | None) -> tuple[Float[np.ndarray, "4"], str] | tuple[None, str]:
+def find_midline(series: Series, body: np.ndarray | None) -> tuple[Float[np.ndarray, "4"], str] | tuple[None, str]:
     """The mid-sagittal plane, or None and the reason why no side can be told.
 
     The plane times `(x, y, z, 1)` is how far a point lies to the right of it, in mm along x. It is fitted to the
