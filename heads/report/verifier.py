@@ -211,7 +211,8 @@ def _hedge(clause: str, first: int, last: int, near: str, spans: Sequence[tuple[
 
 
 def _side(before: str, inside: str, after: str) -> str | None:
-    """The nearest side: inside the name, before it, then after it."""
+    """The nearest side: inside the name, before it, then after it. Which side is the larger of two says not which is meant."""
+    after = re.sub(r"\b(?:right|left) larger\b", "", after)
     for part, from_end in ((inside, False), (before, True), (after, False)):
         found = sorted(
             (match.start(), side)

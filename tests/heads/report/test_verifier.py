@@ -67,6 +67,12 @@ def test_a_pair_in_one_sentence_is_two_mentions():
     assert sides == [("right", (("3.42", "ml"),)), ("left", (("3.10", "ml"),))]
 
 
+@pytest.mark.parametrize("larger", ["right", "left"])
+def test_the_larger_of_two_sides_is_not_the_side_that_is_meant(larger: str):
+    right, left = parse(f"Hippocampus: right 3.42 ml; left 3.10 ml; asymmetry 9.80 % ({larger} larger).").mentions
+    assert (right.side, left.side) == ("right", "left")
+
+
 def test_sentences_end_at_full_stops_and_not_in_numbers():
     assert sentences_of("A mass of 3.2 cm. No oedema.\n- Atrophy vs. age.") == [
         "A mass of 3.2 cm.",
