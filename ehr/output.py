@@ -2,8 +2,9 @@
 
     bundle = report_bundle(reading, draft.sentences, version="R5", pdf=pdf, study_uid="1.2.3")
 
-Everything in it is preliminary and marked as asserted by artificial intelligence (AIAST), the DiagnosticReport, each Observation,
-the Composition whose sections hold the sentences, and the Provenance that names a Device per model with the hash of its weights.
+Everything in it is marked as asserted by artificial intelligence (AIAST), the DiagnosticReport, each Observation, the Composition
+whose sections hold the sentences, and the Provenance that names a Device per model with the hash of its weights. It is preliminary
+until a clinician has signed it: then the status follows the `Standing`, and a Provenance names who verified it.
 The patient is only as named as the reading is: the receiving system puts its own Patient in place of ours.
 `checked` validates every resource under fhir.resources' models of its version.
 """
@@ -13,7 +14,8 @@ from __future__ import annotations
 import uuid
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from html import escape
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -39,6 +41,30 @@ SECTIONS = {
 AI = {"system": f"{HL7}/v3-ObservationValue", "code": "AIAST", "display": "Artificial Intelligence asserted"}
 
 
+@dataclass(frozen=True)
+class Standing:
+    """How far a report has come, and who vouches for it; nobody does for a draft."""
+
+    status: Literal["preliminary", "final", "amended"] = "preliminary"
+    signed_by: str | None = None
+    signed_at: datetime | None = None
+
+    @property
+    def is_verified(self) -> bool:
+        return self.signed_by is not None and self.status != "preliminary"
+
+    @property
+    def words(self) -> str:
+        """'Draft.', or 'Final, signed by anna on 2026-01-31 10:05 UTC.'"""
+        if self.signed_by is None or self.signed_at is None:
+            return "Draft."
+        when = self.signed_at.astimezone(UTC)
+        return f"{self.status.capitalize()}, signed by {self.signed_by} on {when:%Y-%m-%d %H:%M} UTC."
+
+
+DRAFT = Standing()
+
+
 @runtime_checkable
 class Worded(Protocol):
     """A sentence of a draft, whoever wrote it."""
@@ -58,9 +84,10 @@ def report_bundle(
     version: Version = "R4B",
     pdf: bytes | None = None,
     study_uid: str | None = None,
+    standing: Standing = DRAFT,
 ) -> Json:
     """A `collection` Bundle whose resources refer to each other; `study_uid` is the study's name in DICOM."""
-    return _Writer(reading, sentences, version, pdf, study_uid).bundle()
+    return _Writer(reading, sentences, version, pdf, study_uid, standing).bundle()
 
 
 def checked(bundle: Json, version: Version) -> Json:
@@ -86,16 +113,12 @@ class _Writer:
         version: Version,
         pdf: bytes | None,
         study_uid: str | None,
+        standing: Standing,
     ):
-        self.reading, self.sentences, self.version, self.pdf, self.study_uid = (
-            reading,
-            sentences,
-            version,
-            pdf,
-            study_uid,
-        )
+        self.reading, self.sentences, self.version, self.pdf = reading, sentences, version, pdf
+        self.study_uid, self.standing = study_uid, standing
         self.is_r5 = version == "R5"
-        self.time = reading.created.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        self.time = _instant(reading.created)
         self.patient = self._to("Patient")
         self.devices = {model.name: self._to("Device", model.name) for model in reading.models}
         self.software = self._to("Device", "")
@@ -121,6 +144,8 @@ class _Writer:
         for model in self.reading.models:
             yield self._device(model.name, model.name, model)
         yield self._provenance()
+        if self.standing.signed_by and self.standing.signed_at:
+            yield self._verified(self.standing.signed_by, self.standing.signed_at)
 
     # -------------------------------------------------------------------------------------------- resources
 
@@ -132,12 +157,13 @@ class _Writer:
         report = self._resource(
             "DiagnosticReport",
             meta={"security": [AI]},
-            status="preliminary",
+            status=self.standing.status,
             category=[_concept((LOINC, "LP29684-5", "Radiology"))],
             code=_concept(REPORT),
             subject=self.patient,
             effectiveDateTime=self.time,
-            issued=self.time,
+            issued=_instant(self.standing.signed_at) if self.standing.signed_at else self.time,
+            resultsInterpreter=[{"display": self.standing.signed_by}] if self.standing.is_verified else None,
             result=[self._to("Observation", finding.id) for finding in self.reading.findings] or None,
             conclusion=impression or None,
             presentedForm=forms,
@@ -153,12 +179,12 @@ class _Writer:
         return self._resource(
             "Composition",
             meta={"security": [AI]},
-            status="preliminary",
+            status=self.standing.status,
             type=_concept(DOCUMENT),
             subject=[self.patient] if self.is_r5 else self.patient,
             date=self.time,
             author=[*self.devices.values()] or [self.software],
-            title="Draft report, not verified by a clinician",
+            title=f"{self.standing.words.rstrip('.')}{'' if self.standing.is_verified else ', not verified by a clinician'}",
             section=[self._section(name) for name in names] or None,
         )
 
@@ -183,7 +209,7 @@ class _Writer:
             "Observation",
             identifier=[{"value": finding.id}],
             meta={"security": [AI]},
-            status="preliminary",
+            status=self.standing.status,
             category=[_concept((f"{HL7}/observation-category", "imaging", "Imaging"))],
             code=_concept(snomed_of(finding.name), finding.name),
             subject=self.patient,
@@ -242,6 +268,18 @@ class _Writer:
             agent=[{"type": role, "who": who} for who in agents],
         )
 
+    def _verified(self, by: str, at: datetime) -> Json:
+        """Who signed; the text is his from then on, and what it came from stays marked as the models'."""
+        role = _concept((f"{HL7}/provenance-participant-type", "verifier", "Verifier"))
+        return self._resource(
+            "Provenance",
+            "signature",
+            target=[self._to("DiagnosticReport"), self._to("Composition")],
+            recorded=_instant(at),
+            activity=_concept((f"{HL7}/v3-DataOperation", "UPDATE", "revise")),
+            agent=[{"type": role, "who": {"display": by}}],
+        )
+
     # -------------------------------------------------------------------------------------------- pieces
 
     def _resource(self, kind: str, key: str = "", **fields: Any) -> Json:
@@ -292,6 +330,10 @@ def _probability(finding: Finding) -> list[Json]:
 def _div(texts: Iterable[str]) -> str:
     """Text from files as XHTML that shows it and obeys nothing."""
     return f'<div xmlns="http://www.w3.org/1999/xhtml">{"".join(f"<p>{escape(text)}</p>" for text in texts)}</div>'
+
+
+def _instant(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _base64(content: bytes) -> str:

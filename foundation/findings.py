@@ -152,10 +152,12 @@ class Structure(Config):
     """What one label value of a segmentation head means.
 
     `paired` says that it occurs on the right and on the left, lesions included, so that its voxels are split at the
-    midline; without it the structure is taken to lie on the midline. Less than `min_ml` counts as absent.
+    midline; without it the structure is taken to lie on the midline. Less than `min_ml` counts as absent. In label maps that are
+    learnt from or compared with, the values `also` count as this structure.
     """
 
     value: Annotated[int, Field(ge=1)]
+    also: tuple[int, ...] = ()
     name: str
     paired: bool
     min_ml: Annotated[float, Field(ge=0)] = 0.01
@@ -172,6 +174,7 @@ class SeriesSummary(Config):
     spacing_mm: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
     orientation: str
     side_is_known: bool
+    contrast_from: str = ""
     acquisition: dict[str, float | str] = Field(default_factory=dict)
 
     @classmethod
@@ -184,6 +187,7 @@ class SeriesSummary(Config):
             spacing_mm=(x, y, z),
             orientation=series.orientation,
             side_is_known=series.side_is_known,
+            contrast_from=series.contrast_from,
             acquisition=known_numbers(series.acquisition),
         )
 
@@ -362,7 +366,7 @@ def measure_structures(
     `min_ml` are listed and counted; a piece is on the side of its centre.
     """
     assert labels.shape == series.shape, (labels.shape, series.shape)
-    midline, why_no_side = _find_midline(series, body)
+    midline, why_no_side = find_midline(series, body)
     tallies = _tally(labels, series, structures, midline, probabilities)
     findings: list[Finding] = []
     for structure, (first, second) in zip(structures, tallies, strict=True):
@@ -420,7 +424,7 @@ class _Tally:
         return found
 
 
-def _find_midline(series: Series, body: np.ndarray | None) -> tuple[Float[np.ndarray, "4"], str] | tuple[None, str]:
+def find_midline(series: Series, body: np.ndarray | None) -> tuple[Float[np.ndarray, "4"], str] | tuple[None, str]:
     """The mid-sagittal plane, or None and the reason why no side can be told.
 
     The plane times `(x, y, z, 1)` is how far a point lies to the right of it, in mm along x. It is fitted to the

@@ -81,7 +81,7 @@ class Series:
 
     `side_is_known` is False when the file did not say how its axes lie in the patient: left and right are then a guess,
     and nothing downstream may name a side. `predicted` is True where a model made the series of others: nobody measured it, and
-    nothing may be found in it.
+    nothing may be found in it. `contrast_from` says what the contrast was recognised by, in words.
     """
 
     voxels: np.ndarray
@@ -93,6 +93,7 @@ class Series:
     path: Path | None = None
     source: DicomSource | None = field(default=None, repr=False, compare=False)
     predicted: bool = False
+    contrast_from: str = ""
 
     def __post_init__(self) -> None:
         assert self.voxels.ndim == 3 and self.voxels.dtype == np.float32, (self.voxels.shape, self.voxels.dtype)

@@ -26,7 +26,9 @@ COMMANDS = {
     "report-evaluate": "finetune.report:evaluate_command",
     "fewshot": "finetune.fewshot:fewshot_command",
     "prognosis": "finetune.prognosis.command:prognosis_command",
-    "serve": "serve.app:launch",
+    "serve": "serve.server:serve_command",
+    "users": "serve.users:users_command",
+    "audit": "serve.audit:audit_command",
     "cohort": "serve.cohort:cohort_command",
     "record": "ehr.command:record_command",
     "prepare": "foundation.store.command:prepare_command",
@@ -205,12 +207,53 @@ def _parser() -> argparse.ArgumentParser:
     )
     prognosis.add_argument("--picture", metavar="TITLE", help="the row to draw (default: both, deep)")
 
-    serve = command("serve", "open the page; what it writes goes when the server stops, unless downloaded")
+    serve = command("serve", "open the page; without --data what it writes goes when the server stops")
     _add_models(serve)
     serve.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)"
     )
     serve.add_argument("--port", type=_port, default=7860, help="port to listen on (default: %(default)s)")
+    serve.add_argument(
+        "--data", type=Path, metavar="DIR", help="keep cases and their audit here, for the server's user only"
+    )
+    serve.add_argument(
+        "--users",
+        type=Path,
+        metavar="FILE",
+        help="who may log in, made by larmor users; else one user, by a secret link",
+    )
+    serve.add_argument(
+        "--keep-days", type=float, default=7.0, metavar="N", help="after which a case is deleted (default: %(default)g)"
+    )
+    serve.add_argument(
+        "--max-upload", type=int, default=4096, metavar="MIB",
+        help="of one request; a user may send four times as much an hour (default: %(default)s)",
+    )  # fmt: skip
+    serve.add_argument(
+        "--behind-proxy",
+        action="store_true",
+        help="a proxy on this machine brings TLS and says who asks; cookies need it",
+    )
+    serve.add_argument("--root-path", default="", metavar="PATH", help="where the proxy has the page, as /larmor")
+    serve.add_argument(
+        "--watch", type=Path, metavar="DIR", help="take the DICOM studies that a PACS puts into this folder"
+    )
+    serve.add_argument("--watch-user", metavar="NAME", help="whose cases they become")
+    serve.add_argument(
+        "--quiet-s", type=float, default=30.0, metavar="S",
+        help="how long nothing may have come of a study before it is taken (default: %(default)g)",
+    )  # fmt: skip
+
+    users = command("users", "say who may log in to the page; keeps hashes in FILE, and no password")
+    users.add_argument("what", choices=("add", "remove", "list"), help="add also changes a password and the token")
+    users.add_argument("name", nargs="?", metavar="NAME", help="whom: 1 to 32 of a-z, 0-9, '.', '_', '-'")
+    users.add_argument("--file", type=Path, required=True, metavar="FILE", help="as given to serve --users")
+
+    audit = command("audit", "check that a server's audit is whole, and print its end; 2 if it is not")
+    audit.add_argument("data", type=Path, metavar="DIR", help="the folder of serve --data")
+    audit.add_argument("--noted", metavar="HASH", help="printed earlier: is it still part of the history?")
+    audit.add_argument("--fhir", type=Path, metavar="FILE", help="write it as FHIR AuditEvents and Provenances")
+    audit.add_argument("--version", choices=("R4B", "R5"), default="R4B", help="of FHIR (default: %(default)s)")
 
     cohort = command("cohort", "make synthetic patients with exact truth; writes studies and a manifest into OUT")
     cohort.add_argument("out", type=Path, metavar="OUT", help="a new folder, or one to continue in")

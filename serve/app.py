@@ -1,357 +1,53 @@
-"""The page for a clinician: drop a study, look at what was found, read the draft, take it away.
+"""The reading room: a worklist, the images, and beside them the report that a clinician checks, corrects and signs.
 
     larmor serve --model runs/demo/models/structures
 
-Made for patient data. The page fetches nothing from anywhere, fonts included; the pictures on it are never files; what
-is uploaded or written lies in a folder that only this user may read and that goes when the server stops. Text from
-files is escaped wherever a browser would take it for markup.
+This file is what happens when somebody does something on the page. What is shown stands in `serve/panels.py`, where things are in
+`serve/case_view.py`, the images in `serve/viewer.py`, what becomes of files in `serve/intake.py`; who may see what is decided by
+`serve/server.py`. The page fetches nothing from elsewhere, fonts included, and leaves no picture of a patient in a file that
+another user could ask for. Text from files is escaped wherever a browser would take it for markup.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-import signal
-import socket
-from base64 import b64encode
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from html import escape
-from itertools import product
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
-from typing import Any
+from typing import Any, Literal
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: it looks once
 
 import gradio as gr
-import numpy as np
 from gradio.themes import Base
 
 from foundation.errors import InputError
-from foundation.figures import png_bytes, three_planes
-from foundation.findings import Finding, Reading
-from foundation.preprocess import Grid, sample_at
-from foundation.reading.collection import study_from_path
-from foundation.reading.nifti import is_nifti_name
-from foundation.study import CONTRASTS, Series, Study
+from foundation.study import CONTRASTS
+from heads.adapters.folder import LoadedModel
 from heads.adapters.shared import FeatureCache
-from heads.report import SECTIONS, Draft
 from heads.report.templates import NOT_A_DEVICE
-from serve.pipeline import LoadedModel, StudyReading, load_models, read_study, save_reading
-from serve.render import BANNER, COLUMNS
-from serve.render import cells as cells_of
+from serve import panels
+from serve.case_view import CaseView
+from serve.cases import CaseStore
+from serve.examples import EXAMPLES
+from serve.intake import Dropped, change_of, read_case, read_example, without_record_of
+from serve.jobs import Job, Jobs
+from serve.render import BANNER
+from serve.viewer import Scene, gone, image_viewer
 
 CACHE_S = (600, 8 * 3600)  # every ten minutes, what is older than a working day goes
 MAX_FILE_SIZE = "2gb"  # of one file, as it comes
 MAX_WAITING = 16
+CASES = "cases"  # where the server gives the files of cases to their owners, relative to the page
+IMAGES = [".nii", ".gz", ".zip", ".dcm"]
 AXES = ("Left – right (mm)", "Back – front (mm)", "Feet – head (mm)")
-DOWNLOADS = {"report.html": "Report (HTML)", "reading.json": "Findings (JSON)", "reading.zip": "All with masks (ZIP)"}
-
-
-@dataclass(frozen=True)
-class OpenStudy:
-    """A reading on somebody's page, and the folder it was saved to. Moving through it asks no model again."""
-
-    result: StudyReading
-    folder: Path
-    _overlays: dict[tuple[int, str], np.ndarray] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, result: StudyReading) -> OpenStudy:
-        folder = Path(mkdtemp(prefix="study-", dir=os.environ.get("GRADIO_TEMP_DIR")))
-        save_reading(result, folder / "reading")
-        shutil.make_archive(str(folder / "reading"), "zip", folder / "reading")
-        return cls(result, folder)
-
-    def close(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def download(self, name: str) -> Path:
-        return self.folder / name if name == "reading.zip" else self.folder / "reading" / name
-
-    def planes(self, series: int, mask: str | None, at_mm: Sequence[float]) -> np.ndarray:
-        """Three planes through a point of the patient, under a mask if one is named."""
-        shown = self.result.study.series[series]
-        if mask is None:
-            return three_planes(shown, at_mm=at_mm)
-        return three_planes(shown, self._overlay(series, mask), at_mm, self.result.masks[mask].structures)
-
-    def _overlay(self, series: int, mask: str) -> np.ndarray:
-        """The mask on the voxels of any series: series of one study share the patient's coordinates, not a grid."""
-        if (series, mask) not in self._overlays:
-            study, labels = self.result.study, self.result.masks[mask].labels
-            if series > 0:
-                labels = sample_at(labels, study.reference.affine, Grid.of(study.series[series]), nearest=True)
-            self._overlays[series, mask] = labels
-        return self._overlays[series, mask]
-
-    def bounds_mm(self) -> tuple[list[float], list[float]]:
-        """The corners of the box around every series."""
-        corners = np.concatenate([_corners_mm(series) for series in self.result.study.series])
-        return np.floor(corners.min(axis=0)).tolist(), np.ceil(corners.max(axis=0)).tolist()
-
-    def step_mm(self) -> float:
-        """How far to move so that some series shows its next plane."""
-        return max(0.1, round(min(float(series.spacing_mm.min()) for series in self.result.study.series), 1))
-
-    def place_of(self, finding: Finding) -> list[float] | None:
-        """Where the three planes all show the finding, None if it is nowhere.
-
-        The planes on which it is largest, because a centroid can lie outside a curved finding or between two lesions.
-        """
-        evidence = finding.evidence
-        if evidence is None or evidence.slice_index is None:
-            return None if evidence is None or evidence.centroid_mm is None else list(evidence.centroid_mm)
-        series = next(one for one in self.result.study.series if one.name == evidence.series)
-        return series.to_patient_mm(np.asarray(evidence.slice_index)).tolist()
-
-    def start_mm(self) -> list[float]:
-        """The first finding that is somewhere, otherwise the middle of the images."""
-        places = (self.place_of(finding) for finding in self.result.reading.findings)
-        middle = _corners_mm(self.result.study.reference).mean(axis=0).tolist()
-        return next((place for place in places if place), middle)
-
-
-def study_of(files: Sequence[Path], contrast: str = "unknown", subject: str = "") -> Study:
-    """The study that uploaded files make: NIfTI files, or a zip of DICOM, or DICOM files; `contrast` is of those whose name does
-    not say.
-
-    They come each from a folder of its own and are brought together, because names tell whether two subjects got mixed.
-    """
-    if not files:
-        raise InputError(
-            "a study has at least one series", got="no file", remedy="Drop NIfTI files, or a zip of DICOM files."
-        )
-    kinds = {"NIfTI" if is_nifti_name(file) else file.suffix.lower() for file in files}
-    if not (kinds in ({"NIfTI"}, {".dcm"}) or (kinds == {".zip"} and len(files) == 1)):
-        raise InputError(
-            "a study is NIfTI files, or one zip of DICOM, or DICOM files",
-            got=", ".join(sorted(file.name for file in files)),
-            remedy="Drop files of one kind: .nii, .nii.gz, .dcm, or a single .zip.",
-        )
-    with TemporaryDirectory(dir=os.environ.get("GRADIO_TEMP_DIR")) as parent:
-        folder = Path(parent) / "study"
-        folder.mkdir()
-        for file in files:
-            place = folder / file.name
-            if place.exists():
-                raise InputError("each file is given once", got=file.name, remedy="Give each file its own name.")
-            try:
-                shutil.copyfile(file, place)
-            except OSError as error:  # most likely it was dropped yesterday
-                got = error.strerror or error
-                raise InputError("an upload is still there", got=got, remedy="Drop it again.", file=file) from None
-        study = study_from_path(folder / files[0].name if len(files) == 1 else folder)
-    series = tuple(one if one.contrast != "unknown" else replace(one, contrast=contrast) for one in study.series)
-    return replace(study, series=series, subject=subject.strip() or study.subject)
-
-
-def findings_table(reading: Reading) -> list[list[str]]:
-    """One row per finding; the number in front is what the report's sentences cite."""
-    return [[str(number), *cells_of(finding)] for number, finding in enumerate(reading.findings, start=1)]
-
-
-def report_html(reading: Reading, draft: Draft) -> str:
-    """Each sentence a paragraph, followed by the numbers of the findings that it words."""
-    numbers = {finding.id: number for number, finding in enumerate(reading.findings, start=1)}
-    html = []
-    for section in filter(draft.section, SECTIONS):
-        html.append(f'<section class="{section.lower()}"><h2>{section}</h2>')
-        for sentence in draft.section(section):
-            cited = " ".join(str(numbers[id]) for id in sentence.finding_ids)
-            html.append(f"<p>{escape(sentence.text)} <sup>{cited}</sup></p>")
-        html.append("</section>")
-    return f'<div class="report">{"".join(html)}</div>'
-
-
-def warnings_html(reading: Reading) -> str:
-    return "".join(f'<p class="warning">{escape(warning)}</p>' for warning in reading.warnings)
-
-
-def planes_html(picture: np.ndarray, caption: str) -> str:
-    """The picture inside the page: an image component would leave each one as a file on disk."""
-    source = f"data:image/png;base64,{b64encode(png_bytes(picture)).decode('ascii')}"
-    words = escape(caption)
-    return f'<figure class="planes"><img src="{source}" alt="{words}"><figcaption>{words}</figcaption></figure>'
-
-
-def page_error(error: InputError) -> gr.Error:
-    """The complaint without the folder that an upload happens to lie in; gradio shows messages as HTML."""
-    what = "The study" if error.file is None else Path(error.file).name
-    lines = (f"Needed: {error.rule}.", f"Found: {error.got}.", error.remedy)
-    message = "<br>".join([f"<b>{escape(what)} was not read.</b>", *map(escape, lines)])
-    return gr.Error(message, duration=None, print_exception=False)
-
-
-# ------------------------------------------------------------------------------------------------ the page
-
-
-def build_app(models: Sequence[Path], backbones: Sequence[Path] = ()) -> gr.Blocks:
-    """The page for these models, or the default ones; without any it shows images and assesses nothing."""
-    loaded, cache = load_models(models, backbones), FeatureCache()
-    with gr.Blocks(title="Larmor", analytics_enabled=False, delete_cache=CACHE_S, fill_width=True) as page:
-        opened = gr.State(delete_callback=lambda study: study and study.close())
-        gr.HTML(f'<header><h1>Larmor</h1><p class="banner"><b>{BANNER}</b> {NOT_A_DEVICE}</p></header>')
-        with gr.Row():
-            with gr.Column(scale=1, min_width=320):
-                files = gr.File(
-                    label="NIfTI files of one study, or a zip of DICOM",
-                    file_count="multiple",
-                    file_types=[".nii", ".gz", ".zip", ".dcm"],
-                    height=160,
-                )
-                contrast = gr.Dropdown(
-                    list(CONTRASTS), value="unknown", label="Contrast of files whose name does not say"
-                )
-                subject = gr.Textbox(label="Subject", placeholder="as the files are named", max_lines=1, max_length=64)
-                button = gr.Button("Read the study", variant="primary")
-                gr.HTML(_models_html(loaded))
-                with gr.Column(visible=False) as takeaway:
-                    buttons = [gr.DownloadButton(label, size="sm") for label in DOWNLOADS.values()]
-            with gr.Column(scale=4, min_width=640):
-                warnings = gr.HTML()
-                planes = gr.HTML(EMPTY, elem_id="planes")
-                with gr.Column(visible=False) as results:
-                    with gr.Row():
-                        at_mm = [gr.Slider(label=axis, buttons=[]) for axis in AXES]
-                    with gr.Row():
-                        series = gr.Dropdown(label="Series", type="value", min_width=200)
-                        mask = gr.Dropdown(label="Outlines of", min_width=200)
-                        overlay = gr.Checkbox(True, label="Show outlines", min_width=120)
-                    table = gr.Dataframe(
-                        headers=["#", *COLUMNS], label="Findings; click one to see it", interactive=False, wrap=True,
-                        elem_id="findings", buttons=[],
-                    )  # fmt: skip
-                    report = gr.HTML()
-        view = [opened, series, mask, overlay, *at_mm]
-
-        def clear(study: OpenStudy | None) -> dict[Any, Any]:
-            if study:
-                study.close()
-            hidden = {group: gr.update(visible=False) for group in (results, takeaway)}
-            return {opened: None, planes: EMPTY, warnings: "", table: None, report: "", **hidden}
-
-        def read(
-            files: list[str] | None, contrast: str, subject: str, progress: gr.Progress = gr.Progress()  # noqa: B008
-        ) -> dict[Any, Any]:  # fmt: skip
-            progress(0.05, desc="Reading the files")
-            try:
-                study = study_of([Path(file) for file in files or ()], contrast, subject)
-                progress(0.2, desc="Looking at the images")
-                result = read_study(study, loaded, cache)
-            except InputError as error:
-                raise page_error(error) from None
-            progress(0.9, desc="Writing the draft")
-            return shown(OpenStudy.of(result))
-
-        def shown(study: OpenStudy) -> dict[Any, Any]:
-            """Everything that the page says of a study, at once."""
-            masks = [(Path(name).name.removesuffix(".nii.gz"), name) for name in study.result.masks]
-            names = [(f"{one.name} ({one.contrast})", index) for index, one in enumerate(study.result.study.series)]
-            first, start = (masks[0][1] if masks else None), study.start_mm()
-            step, rows = study.step_mm(), findings_table(study.result.reading)
-            limits = zip(at_mm, *study.bounds_mm(), _rounded(start), strict=True)
-            return {
-                opened: study,
-                warnings: warnings_html(study.result.reading),
-                planes: look(study, 0, first, True, *start),
-                series: gr.update(choices=names, value=0, visible=len(names) > 1),
-                mask: gr.update(choices=masks, value=first, visible=bool(masks)),
-                overlay: gr.update(value=True, visible=bool(masks)),
-                **{
-                    one: gr.update(minimum=low, maximum=high, value=value, step=step)
-                    for one, low, high, value in limits
-                },
-                table: gr.update(value=rows, visible=bool(rows)),
-                report: report_html(study.result.reading, study.result.draft),
-                results: gr.update(visible=True),
-                takeaway: gr.update(visible=True),
-                **{one: str(study.download(name)) for one, name in zip(buttons, DOWNLOADS, strict=True)},
-            }
-
-        def look(
-            study: OpenStudy | None, series: int, mask: str | None, overlay: bool, x: float, y: float, z: float
-        ) -> str:
-            if study is None:
-                return EMPTY
-            picture = study.planes(series, mask if overlay else None, (x, y, z))
-            name = study.result.study.series[series].name
-            return planes_html(picture, f"{name} at {_directions((x, y, z))}")
-
-        def go(study: OpenStudy | None, series: int, mask_name: str | None, event: gr.SelectData) -> dict[Any, Any]:
-            """To the finding of a row, which is known by its number because the table can be sorted."""
-            if study is None:
-                return gr.skip()
-            finding = study.result.reading.findings[int(event.row_value[0]) - 1]
-            place = study.place_of(finding)
-            if place is None:
-                gr.Info(f"{escape(finding.name)}: there is no place to show.")
-                return gr.skip()
-            mask_name = (finding.evidence and finding.evidence.mask) or mask_name
-            return {
-                planes: look(study, series, mask_name, True, *place),
-                mask: mask_name,
-                overlay: True,
-                **dict(zip(at_mm, _rounded(place), strict=True)),
-            }
-
-        everything = [opened, warnings, planes, series, mask, overlay, *at_mm, table, report, results, takeaway]
-        options = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": 4}
-        button.click(clear, opened, everything, api_visibility="private", show_progress="hidden").then(
-            read, [files, contrast, subject], [*everything, *buttons],
-            api_visibility="private", show_progress_on=planes, concurrency_limit=1,
-        )  # fmt: skip
-        for control in (series, mask, overlay, *at_mm):
-            control.input(look, view, planes, trigger_mode="always_last", **options)
-        table.select(go, [opened, series, mask], [planes, mask, overlay, *at_mm], trigger_mode="always_last", **options)
-    return page.queue(max_size=MAX_WAITING, api_open=False)
-
-
-def launch(models: Sequence[Path], host: str, port: int, backbones: Sequence[Path] = ()) -> None:
-    """The `larmor serve` command: the page until it is interrupted, and nothing of anybody's images after that."""
-    try:
-        socket.create_server((host, port)).close()
-    except OSError as error:
-        got = f"{host}:{port}, {error.strerror}"
-        raise InputError("the address is free", got=got, remedy="Name another with --port or --host.") from None
-    with TemporaryDirectory(prefix="larmor-", ignore_cleanup_errors=True) as folder:  # readable by this user only
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        page = build_app(models, backbones)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's stop cleans up as Ctrl-C does
-        _, address, _ = page.launch(server_name=host, server_port=port, prevent_thread_lock=True, **PRIVATE)
-        print(f"Larmor is at {address}", flush=True)
-        if host not in ("127.0.0.1", "localhost"):
-            print("Whoever reaches this address can use the page: there is no password.", flush=True)
-        page.block_thread()
-
-
-EMPTY = '<figure class="planes empty"><figcaption>No study is open.</figcaption></figure>'
+TELL_S = 0.4  # how often the page hears how far its job is
+PRIVATE_EVENT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": 4}
+CSS = (Path(__file__).parent / "static" / "page.css").read_text(encoding="utf-8")
 SYSTEM_FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
-CSS = """
-header { display: flex; align-items: baseline; gap: 1.5rem; flex-wrap: wrap; }
-header h1 { margin: 0; font-size: 1.25rem; font-weight: 650; letter-spacing: .01em; }
-.banner { margin: 0; padding: .3rem .8rem; font-size: .85rem; color: #7a4100; background: #fff4e0;
-          border-left: 3px solid #e69f00; }
-.banner b { color: inherit; }
-.html-container { padding: 0 !important; }
-.file-preview td { padding-inline: .3rem !important; }
-.quiet { margin: 0; font-size: .85rem; color: var(--body-text-color-subdued); }
-.warning { margin: 0 0 .3rem; padding-left: .6rem; font-size: .9rem; border-left: 3px solid #e69f00; }
-.planes { margin: 0; padding: 1rem; background: #000; border-radius: 6px; text-align: center; }
-.planes img { width: 100%; max-width: 1400px; margin: 0 auto; }
-.planes figcaption { margin-top: .6rem; font-size: .8rem; color: #9aa4b0; font-variant-numeric: tabular-nums; }
-.planes.empty { display: grid; place-items: center; min-height: 24rem; }
-.report h2 { margin: 1.2rem 0 .3rem; font-size: 1rem; font-weight: 650;
-             border-bottom: 1px solid var(--border-color-primary); }
-.report p { margin: .25rem 0; max-width: 52rem; line-height: 1.5; overflow-wrap: anywhere; }
-.report .impression p { font-weight: 600; }
-.report sup { color: var(--body-text-color-subdued); font-weight: 400; }
-"""
 PRIVATE: dict[str, Any] = {
-    "share": False,
-    "quiet": True,
-    "inbrowser": False,
     "run_history": False,  # else the browser keeps what went in and came out
     "enable_monitoring": False,
     "ssr_mode": False,
@@ -360,9 +56,345 @@ PRIVATE: dict[str, Any] = {
     "footer_links": [],
     "max_file_size": MAX_FILE_SIZE,
     "app_kwargs": {"openapi_url": None},
-    "theme": Base(neutral_hue="slate", font=SYSTEM_FONTS, font_mono=SYSTEM_FONTS),
+    "theme": Base(primary_hue="sky", neutral_hue="slate", font=SYSTEM_FONTS, font_mono=SYSTEM_FONTS),
     "css": CSS,
 }
+# The case that is open stands in the page's address, so that reloading does not lose it.
+FROM_ADDRESS = "() => [window.location.hash.slice(1), null]"
+TO_ADDRESS = "(id) => { window.history.replaceState(null, '', id ? '#' + id : window.location.pathname); }"
+# On a narrow screen the list makes room for what was chosen in it.
+MAKE_ROOM = (
+    "(id) => { if (id !== '' && innerWidth <= 768) document.querySelector('.sidebar.open .toggle-button')?.click(); }"
+)
+
+
+def build_app(models: Sequence[LoadedModel], store: CaseStore, jobs: Jobs) -> gr.Blocks:
+    """The page for these models; without any it shows images and assesses nothing."""
+    cache = FeatureCache()
+    running: dict[str, Job] = {}  # by the session that waits for it
+    with gr.Blocks(title="Larmor", analytics_enabled=False, delete_cache=CACHE_S, fill_width=True) as page:
+        # -------------------------------------------------------------------------------- what there is
+        opened, shown = gr.State(), gr.State()  # the case's id, and the scene that the viewer has
+        address = gr.Textbox(visible="hidden")
+        gr.HTML(
+            f'<header class="page-head"><h1>Larmor</h1><p class="banner"><b>{BANNER}</b> {NOT_A_DEVICE}</p></header>'
+        )
+        with gr.Sidebar(width=330, label="Worklist"):
+            worklist = panels.panel(elem_id="worklist")
+            files = gr.File(
+                label="Open a study: NIfTI files, or a zip of DICOM",
+                file_count="multiple",
+                file_types=IMAGES,
+                height=130,
+                elem_id="files",
+            )
+            with gr.Accordion("Record, earlier study, details", open=False):
+                record = gr.File(
+                    label="FHIR record", file_types=[".json", ".ndjson", ".gz"], height=90, elem_id="record"
+                )
+                begun = gr.Textbox(
+                    label="When the study began, if the record does not say",
+                    placeholder="2024-05-02T10:30:00Z",
+                    max_lines=1,
+                    max_length=40,
+                )
+                earlier = gr.File(
+                    label="An earlier study of the patient",
+                    file_count="multiple",
+                    file_types=IMAGES,
+                    height=90,
+                    elem_id="earlier",
+                )
+                contrast = gr.Dropdown(
+                    list(CONTRASTS), value="unknown", label="Contrast of files whose name does not say"
+                )
+                subject = gr.Textbox(label="Subject", placeholder="as the files are named", max_lines=1, max_length=64)
+            read_button = gr.Button("Read the study", variant="primary")
+            home = gr.Button("Examples", size="sm")
+            gr.HTML(_models_html(models))
+        progress = gr.HTML(elem_id="progress", apply_default_css=False)
+        cancel = gr.Button("Cancel", size="sm", visible=False, elem_id="cancel")
+        with gr.Column(elem_id="welcome") as welcome:
+            gr.HTML(WELCOME)
+            example_buttons: dict[str, gr.Button] = {}
+            with gr.Row():
+                for name, one in EXAMPLES.items():
+                    with gr.Column(min_width=200):
+                        example_buttons[name] = gr.Button(one.title)
+                        gr.HTML(f'<p class="quiet">{escape(one.words)}</p>')
+        with gr.Column(visible=False, elem_id="desk") as desk:
+            head = gr.HTML(elem_id="head", apply_default_css=False)
+            with gr.Row():
+                with gr.Column(scale=7, min_width=480):
+                    viewer = image_viewer()
+                    with gr.Column(visible=False) as fallback:
+                        why = gr.HTML()
+                        planes = gr.HTML(elem_id="planes", apply_default_css=False)
+                        with gr.Row():
+                            at_mm = [gr.Slider(label=axis, buttons=[], minimum=-200, maximum=200) for axis in AXES]
+                        with gr.Row():
+                            series = gr.Dropdown(label="Series", type="value", min_width=200)
+                            mask = gr.Dropdown(label="Outlines of", min_width=200)
+                    findings = panels.panel(elem_id="findings")
+                with gr.Column(scale=5, min_width=380), gr.Tabs():
+                    with gr.Tab("Report"):
+                        report = panels.panel(elem_id="report")
+                        with gr.Row(elem_id="signing"):
+                            preliminary = gr.Button("Sign as preliminary", size="sm")
+                            final = gr.Button("Sign as final", size="sm", variant="primary")
+                        with gr.Row(visible=False) as amending:
+                            reason = gr.Textbox(label="Why it is amended", max_lines=2, max_length=2000, scale=3)
+                            amend = gr.Button("Amend", size="sm", scale=1)
+                    with gr.Tab("Outlook", visible=False) as outlook_tab:
+                        outlook = gr.HTML(elem_id="outlook", apply_default_css=False)
+                    with gr.Tab("Since then", visible=False) as change_tab:
+                        change = panels.panel(elem_id="change")
+                    with gr.Tab("Series"):
+                        series_list = gr.HTML(elem_id="series", apply_default_css=False)
+                    with gr.Tab("Take away") as outputs_tab:
+                        outputs = gr.HTML(elem_id="outputs", apply_default_css=False)
+        is_plain = gr.State(False)  # this browser has no WebGL2
+
+        # -------------------------------------------------------------------------------- what is shown of a case
+
+        def text_of(view: CaseView) -> dict[Any, Any]:
+            """What changes when the case does: everything but the images."""
+            case = view.case
+            told = {"places": view.places, "decisions": case.decisions, "locked": case.is_locked}
+            return {
+                head: panels.case_head(case),
+                report: panels.report_panel(case.sentences, case.reading.findings, **told),
+                findings: panels.findings_panel(case.reading, whys=view.whys, pieces=view.pieces, **told),
+                preliminary: gr.update(visible=not case.is_locked and case.state != "amended"),
+                final: gr.update(visible=not case.is_locked),
+                amending: gr.update(visible=case.is_locked),
+                worklist: worklist_of(case.owner, case.id),
+                outputs: "",
+            }
+
+        def worklist_of(user: str, open_case: str | None) -> str:
+            return panels.worklist_panel(store.worklist(user), open_case)
+
+        def show(view: CaseView, plain: bool) -> dict[Any, Any]:
+            """A case that is opened."""
+            case, scene = view.case, view.scene(CASES)
+            changed, without = change_of(case), without_record_of(case)
+            looks_ahead = any(one.origin == "outlook" for one in case.reading.findings)
+            return text_of(view) | planes_of(view, plain) | {
+                opened: case.id,
+                address: case.id,
+                shown: scene,
+                viewer: scene,
+                series_list: panels.series_panel(case.reading),
+                outlook_tab: gr.update(visible=looks_ahead),
+                outlook: panels.outlook_panel(case.reading, without) if looks_ahead else "",
+                change_tab: gr.update(visible=changed is not None),
+                change: "" if changed is None else panels.change_panel(*changed),
+                welcome: gr.update(visible=False),
+                desk: gr.update(visible=True),
+                progress: "",
+                cancel: gr.update(visible=False),
+            }  # fmt: skip
+
+        def planes_of(view: CaseView, plain: bool) -> dict[Any, Any]:
+            """The controls of a browser without WebGL2, at the place where the viewer would begin."""
+            if not plain:
+                return {}
+            start, names = view.start_mm(), [one.name for one in view.case.reading.series]
+            masks = [(one["title"], one["name"]) for one in view.scene(CASES)["masks"]]
+            first = masks[0][1] if masks else None
+            limits = zip(at_mm, *view.bounds_mm(), _rounded(start), strict=True)
+            return {
+                series: gr.update(choices=list(zip(names, range(len(names)))), value=0, visible=len(names) > 1),
+                mask: gr.update(choices=[*masks, ("none", None)], value=first, visible=bool(masks)),
+                planes: panels.planes_panel(view.planes(0, first, start), names[0], start),
+                **{
+                    one: gr.update(minimum=low, maximum=high, value=value, step=view.step_mm())
+                    for one, low, high, value in limits
+                },
+            }
+
+        SHOWN = [
+            opened, address, shown, viewer, head, report, findings, preliminary, final, amending, worklist, outputs, series_list,
+            outlook_tab, outlook, change_tab, change, welcome, desk, progress, cancel, series, mask, planes, *at_mm,
+        ]  # fmt: skip
+        TEXT = [head, report, findings, preliminary, final, amending, worklist, outputs]
+
+        # -------------------------------------------------------------------------------- what happens
+
+        def began(request: gr.Request) -> dict[Any, Any]:
+            return {worklist: worklist_of(_user(request), None)}
+
+        def reopened(case_id: str, plain: bool, request: gr.Request) -> dict[Any, Any]:
+            """The case that the page's address names, if it is still there and this user's."""
+            try:
+                return show(CaseView.of(store, _user(request), case_id), plain) if case_id else began(request)
+            except InputError:
+                return began(request) | {address: ""}
+
+        def left(request: gr.Request) -> dict[Any, Any]:
+            """Back to where the examples are."""
+            closed = {welcome: gr.update(visible=True), desk: gr.update(visible=False), viewer: None}
+            return closed | {opened: None, shown: None, address: "", worklist: worklist_of(_user(request), None)}
+
+        def open_case(plain: bool, event: gr.EventData, request: gr.Request) -> dict[Any, Any]:
+            with _complaints("The case"):
+                return show(CaseView.of(store, _user(request), event.case), plain)
+
+        def read(
+            files: list[str] | None, record: str | None, begun: str | None, earlier: list[str] | None, contrast: str | None,
+            subject: str | None, plain: bool, request: gr.Request,
+        ) -> Iterator[dict[Any, Any]]:  # fmt: skip
+            dropped = Dropped(
+                files=tuple(map(Path, files or ())),
+                contrast=contrast or "unknown",
+                subject=subject or "",
+                record=None if record is None else Path(record),
+                begun=(begun or "").strip() or None,
+                earlier=tuple(map(Path, earlier or ())),
+            )
+            yield from followed(partial(read_case, store, models, cache, _user(request), dropped), plain, request)
+
+        def reading_example(name: str) -> Callable[[bool, gr.Request], Iterator[dict[Any, Any]]]:
+            def read(plain: bool, request: gr.Request) -> Iterator[dict[Any, Any]]:
+                yield from followed(partial(read_example, store, models, cache, _user(request), name), plain, request)
+
+            return read
+
+        def followed(work: Any, plain: bool, request: gr.Request) -> Iterator[dict[Any, Any]]:
+            """Progress until the job is done, then its case."""
+            user, session = _user(request), str(request.session_hash)
+            with _complaints("The study"):
+                job = running[session] = jobs.submit(user, work)
+                while job.state in ("waiting", "running"):
+                    words = f"Waiting; {job.ahead} before this one" if job.state == "waiting" else job.step
+                    yield {progress: panels.progress_panel(job.share, words), cancel: gr.update(visible=True)}
+                    job.wait(TELL_S)
+                running.pop(session, None)
+                if job.state == "done" and job.case_id:
+                    yield show(CaseView.of(store, user, job.case_id), plain)
+                    return
+                yield {progress: "", cancel: gr.update(visible=False)}
+                if job.error is not None:
+                    raise job.error
+                gr.Info("Cancelled; nothing was kept.")
+
+        def stop(request: gr.Request) -> None:
+            if job := running.get(str(request.session_hash)):
+                job.cancel()
+
+        def decide(case_id: str, scene: Scene, event: gr.EventData, request: gr.Request) -> dict[Any, Any]:
+            """And on to the next finding that nobody has decided on."""
+            with _complaints("The decision"):
+                store.decide(_user(request), case_id, event.finding, event.decision)
+                view = CaseView.of(store, _user(request), case_id)
+                following = view.next_open(event.finding)
+                if event.decision == "open" or following is None:
+                    return text_of(view)
+                scene = gone(scene, **following)
+                return text_of(view) | {shown: scene, viewer: scene}
+
+        def reword(case_id: str, event: gr.EventData, request: gr.Request) -> dict[Any, Any]:
+            with _complaints("The sentence"):
+                store.reword(_user(request), case_id, int(event.index), str(event.text))
+                return text_of(CaseView.of(store, _user(request), case_id))
+
+        def signing(state: Literal["preliminary", "final"]) -> Callable[[str, gr.Request], dict[Any, Any]]:
+            def sign(case_id: str, request: gr.Request) -> dict[Any, Any]:
+                with _complaints("The report"):
+                    store.sign(_user(request), case_id, state)
+                    return text_of(CaseView.of(store, _user(request), case_id))
+
+            return sign
+
+        def reopen(case_id: str, reason: str, request: gr.Request) -> dict[Any, Any]:
+            with _complaints("The report"):
+                store.amend(_user(request), case_id, reason)
+                return text_of(CaseView.of(store, _user(request), case_id))
+
+        def write_outputs(case_id: str | None, request: gr.Request) -> str:
+            if case_id is None:
+                return ""
+            with _complaints("The report"):
+                folder = store.outputs(_user(request), case_id)
+                return panels.outputs_panel(store.case(_user(request), case_id), folder, CASES)
+
+        def fell_back(case_id: str | None, event: gr.EventData, request: gr.Request) -> dict[Any, Any]:
+            told = {is_plain: True, fallback: gr.update(visible=True), why: panels.fallback_panel(str(event.why))}
+            return told if case_id is None else told | planes_of(CaseView.of(store, _user(request), case_id), True)
+
+        def look(
+            case_id: str | None, series: int, mask: str | None, x: float, y: float, z: float, request: gr.Request
+        ) -> str:
+            if case_id is None:
+                return ""
+            view = CaseView.of(store, _user(request), case_id)
+            return panels.planes_panel(
+                view.planes(series, mask, (x, y, z)), view.case.reading.series[series].name, (x, y, z)
+            )
+
+        def moved(
+            case_id: str | None, series: int, old_mask: str | None, event: gr.EventData, request: gr.Request
+        ) -> dict[Any, Any]:
+            if case_id is None:
+                return {}
+            view = CaseView.of(store, _user(request), case_id)
+            place, seen = event._data.get("at_mm") or view.start_mm(), event._data.get("mask", old_mask)
+            picture = panels.planes_panel(
+                view.planes(series, seen, place), view.case.reading.series[series].name, place
+            )
+            return {planes: picture, mask: seen, **dict(zip(at_mm, _rounded(place), strict=True))}
+
+        page.load(reopened, [address, is_plain], SHOWN, js=FROM_ADDRESS, **PRIVATE_EVENT)
+        address.change(None, address, None, js=TO_ADDRESS)
+        address.change(None, address, None, js=MAKE_ROOM)
+        what = [files, record, begun, earlier, contrast, subject, is_plain]
+        read_button.click(read, what, SHOWN, **PRIVATE_EVENT)
+        for name, button in example_buttons.items():
+            button.click(reading_example(name), is_plain, SHOWN, **PRIVATE_EVENT)
+        home.click(left, None, SHOWN, **PRIVATE_EVENT)
+        home.click(None, None, None, js=MAKE_ROOM)
+        cancel.click(stop, None, None, queue=False, **PRIVATE_EVENT)
+        worklist.open(open_case, is_plain, SHOWN, **PRIVATE_EVENT)
+        report.reword(reword, opened, TEXT, **PRIVATE_EVENT)
+        findings.decide(decide, [opened, shown], [*TEXT, shown, viewer], **PRIVATE_EVENT)
+        preliminary.click(signing("preliminary"), opened, TEXT, **PRIVATE_EVENT)
+        final.click(signing("final"), opened, TEXT, **PRIVATE_EVENT)
+        amend.click(reopen, [opened, reason], TEXT, **PRIVATE_EVENT)
+        outputs_tab.select(write_outputs, opened, outputs, **PRIVATE_EVENT)
+        viewer.fallback(fell_back, opened, [is_plain, fallback, why, series, mask, planes, *at_mm], **PRIVATE_EVENT)
+        viewer.moved(moved, [opened, series, mask], [planes, mask, *at_mm], **PRIVATE_EVENT)
+        for control in (series, mask, *at_mm):
+            control.input(look, [opened, series, mask, *at_mm], planes, trigger_mode="always_last", **PRIVATE_EVENT)
+    return page.queue(max_size=MAX_WAITING, api_open=False)
+
+
+WELCOME = """<div class="welcome"><h2>Open a study</h2>
+<p>Drop its images on the left, or take an example: a synthetic patient, made now in a few seconds.</p>
+<p>Then click a sentence to see where it is, correct what is wrong, decide on each finding, and sign.</p></div>"""
+
+
+def page_error(error: InputError, what: str) -> gr.Error:
+    """The complaint without the folder that an upload happens to lie in; gradio shows messages as HTML."""
+    subject = what if error.file is None else Path(error.file).name
+    lines = (f"Needed: {error.rule}.", f"Found: {error.got}.", error.remedy)
+    message = "<br>".join([f"<b>{escape(subject)} was not taken.</b>", *map(escape, lines)])
+    return gr.Error(message, duration=None, print_exception=False)
+
+
+@contextmanager
+def _complaints(what: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise page_error(error, what) from None
+
+
+def _user(request: gr.Request) -> str:
+    """Whoever the server let in; without a server that asks, nobody."""
+    if not request.username:
+        raise gr.Error("Nobody is logged in.", print_exception=False)
+    return request.username
 
 
 def _models_html(models: Sequence[LoadedModel]) -> str:
@@ -371,17 +403,6 @@ def _models_html(models: Sequence[LoadedModel]) -> str:
     return f'<p class="quiet">Models: {escape(", ".join(loaded.config.name for loaded in models))}.</p>'
 
 
-def _directions(at_mm: Sequence[float]) -> str:
-    """'right 12 mm, back 4 mm, up 31 mm' of the scanner's centre."""
-    words = (("right", "left"), ("front", "back"), ("up", "down"))
-    return ", ".join(f"{pair[value < 0]} {abs(value):.0f} mm" for value, pair in zip(at_mm, words, strict=True))
-
-
 def _rounded(at_mm: Sequence[float]) -> list[float]:
     """What a slider's number box can hold."""
     return [round(value, 1) for value in at_mm]
-
-
-def _corners_mm(series: Series) -> np.ndarray:
-    ends = [(0, length - 1) for length in series.shape]
-    return series.to_patient_mm(np.array(list(product(*ends))))

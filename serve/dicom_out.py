@@ -19,6 +19,7 @@ import numpy as np
 from highdicom import sr
 from pydicom.sr.codedict import codes
 
+from ehr.output import DRAFT, Standing
 from foundation.errors import InputError
 from foundation.findings import ABNORMAL, Finding, Structure
 from foundation.reading.dicom.headers import slices_of
@@ -35,7 +36,7 @@ OFF_GRID_VOXELS = 0.05  # how far a pixel's centre may lie from a voxel's
 MAKER = "Larmor"
 
 
-def dicom_objects(result: StudyReading) -> dict[str, Any]:
+def dicom_objects(result: StudyReading, standing: Standing = DRAFT) -> dict[str, Any]:
     """Datasets by path relative to the reading's folder; none where the images were not DICOM slices."""
     source = result.study.reference.source
     if source is None:
@@ -43,10 +44,10 @@ def dicom_objects(result: StudyReading) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # highdicom's, about headers that are not ours
         headers = [_completed(header) for header in source.headers]
-        segmentations = _segmentations(result, headers, source)
+        segmentations = _segmentations(result, headers, source, standing)
         objects = {f"dicom/seg-{name}.dcm": segmentation for name, (segmentation, _) in segmentations.items()}
         if result.reading.findings:  # a report of nothing is not allowed
-            objects["dicom/measurements.dcm"] = _report(result, headers, segmentations)
+            objects["dicom/measurements.dcm"] = _report(result, headers, segmentations, standing)
     return objects
 
 
@@ -78,7 +79,9 @@ def planes_of_mask(labels: np.ndarray, series: Series) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------ segmentations
 
 
-def _segmentations(result: StudyReading, headers: Sequence[Any], source: DicomSource) -> dict[str, tuple[Any, Any]]:
+def _segmentations(
+    result: StudyReading, headers: Sequence[Any], source: DicomSource, standing: Standing
+) -> dict[str, tuple[Any, Any]]:
     """By model: the segmentation and the numbers of its segments by structure; masks that outline nothing have none."""
     made: dict[str, tuple[Any, Any]] = {}
     for number, (path, mask) in enumerate(result.masks.items()):
@@ -102,8 +105,8 @@ def _segmentations(result: StudyReading, headers: Sequence[Any], source: DicomSo
             instance_number=1,
             manufacturer_model_name=name,
             software_versions=result.reading.software,
-            series_description=f"DRAFT {name}, not verified"[:64],
-            content_label="DRAFT",
+            series_description=_described(name, standing),
+            content_label=_label(standing),
             manufacturer=MAKER,
             device_serial_number="none",
         )
@@ -149,7 +152,9 @@ def _sct(code: Code | None) -> Any:
 # ------------------------------------------------------------------------------------------------ measurements
 
 
-def _report(result: StudyReading, headers: Sequence[Any], segmentations: dict[str, tuple[Any, Any]]) -> Any:
+def _report(
+    result: StudyReading, headers: Sequence[Any], segmentations: dict[str, tuple[Any, Any]], standing: Standing
+) -> Any:
     observer = sr.ObserverContext(
         observer_type=codes.DCM.Device,
         observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
@@ -175,10 +180,12 @@ def _report(result: StudyReading, headers: Sequence[Any], segmentations: dict[st
         sop_instance_uid=highdicom.UID(),
         instance_number=1,
         manufacturer=MAKER,
-        is_complete=False,
-        is_final=False,
-        is_verified=False,
-        series_description="DRAFT measurements, not verified",
+        is_complete=standing.is_verified,
+        is_final=standing.is_verified,
+        is_verified=standing.is_verified,
+        verifying_observer_name=f"{standing.signed_by}^" if standing.is_verified else None,
+        verifying_organization="not said" if standing.is_verified else None,
+        series_description=_described("measurements", standing),
         performed_procedure_codes=[codes.LN.BrainMRI],
     )
 
@@ -227,6 +234,15 @@ def _measurements(finding: Finding) -> list[Any]:
 
 def _presence(finding: Finding) -> Any:
     return _sct(PRESENCE.get(finding.presence)) or _own(finding.presence.replace("_", " "))
+
+
+def _label(standing: Standing) -> str:
+    return standing.status.upper() if standing.signed_by else "DRAFT"
+
+
+def _described(what: str, standing: Standing) -> str:
+    """What a viewer lists the series under: nobody may take what no clinician has verified for anything else."""
+    return f"{_label(standing)} {what}{'' if standing.is_verified else ', not verified'}"[:64]
 
 
 def _own(words: str) -> Any:

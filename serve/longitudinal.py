@@ -117,7 +117,7 @@ def compare_command(
         text = words(result.change)
         with write_aside(folder / "change.md") as aside:
             aside.write_text(text)
-        for name, picture in _pictures(result).items():
+        for name, picture in pictures_of(result).items():
             (folder / name).write_bytes(picture)
         save_reading(reading, folder / "reading")
     print(text)
@@ -302,7 +302,7 @@ def words(change: Change) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _pictures(result: Comparison) -> dict[str, bytes]:
+def pictures_of(result: Comparison) -> dict[str, bytes]:
     """Both dates in the same planes: through the lesion that changed most, or the middle."""
     current = result.current
     mask = next(iter(current.masks.values()), None)

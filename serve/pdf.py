@@ -2,12 +2,14 @@
 
     pdf_bytes(reading, draft, pictures)
 
-Text is escaped before reportlab sees it, which would take it for markup. Every page says at its head that this is a draft.
+Text is escaped before reportlab sees it, which would take it for markup. Every page says at its head whether this is a draft, or
+who signed it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -24,11 +26,11 @@ from reportlab.pdfbase import pdfmetrics
 from reportlab.pdfbase.ttfonts import TTFont
 from reportlab.platypus import Image, KeepTogether, Paragraph, SimpleDocTemplate, Spacer, Table, TableStyle
 
+from ehr.output import DRAFT, Standing
 from foundation.findings import Reading
 from foundation.text import one_line
 from heads.report import SECTIONS, Draft
-from heads.report.templates import NOT_A_DEVICE
-from serve.render import BANNER, COLUMNS, Picture, cells, colophon, study_name
+from serve.render import COLUMNS, Picture, cells, colophon, notice, study_name
 
 MARGIN = 18 * mm
 WIDTH = A4[0] - 2 * MARGIN
@@ -40,7 +42,7 @@ PADDING = 6  # points that reportlab leaves around a page's text
 FONT, BOLD = "DejaVuSans", "DejaVuSans-Bold"
 
 
-def pdf_bytes(reading: Reading, draft: Draft, pictures: Sequence[Picture]) -> bytes:
+def pdf_bytes(reading: Reading, draft: Draft, pictures: Sequence[Picture], standing: Standing = DRAFT) -> bytes:
     """The report as PDF, the same bytes for the same reading."""
     _embed_fonts()
     file = BytesIO()
@@ -51,11 +53,12 @@ def pdf_bytes(reading: Reading, draft: Draft, pictures: Sequence[Picture]) -> by
         rightMargin=MARGIN - PADDING,
         topMargin=26 * mm,
         bottomMargin=16 * mm,
-        title=f"Draft report on {study_name(reading)}",
+        title=f"{'Report' if standing.is_verified else 'Draft report'} on {study_name(reading)}",
         author=reading.software,
         invariant=True,
     )
-    document.build(list(_story(reading, draft, pictures)), onFirstPage=_frame, onLaterPages=_frame)
+    frame = partial(_frame, standing=standing)
+    document.build(list(_story(reading, draft, pictures)), onFirstPage=frame, onLaterPages=frame)
     return file.getvalue()
 
 
@@ -112,17 +115,18 @@ def _table(reading: Reading, numbers: dict[str, int]) -> Table:
     return table
 
 
-def _frame(canvas: Any, document: Any) -> None:
-    """What is on every page: that it is a draft, and its number."""
+def _frame(canvas: Any, document: Any, *, standing: Standing) -> None:
+    """What is on every page: whether it is a draft, and its number."""
+    banner, words = notice(standing)
     width, height = A4
     canvas.saveState()
     canvas.setFillColor(WARN_BACK)
     canvas.rect(0, height - 20 * mm, width, 20 * mm, stroke=0, fill=1)
     canvas.setFillColor(WARN)
     canvas.setFont(BOLD, 11)
-    canvas.drawString(MARGIN, height - 10 * mm, BANNER)
+    canvas.drawString(MARGIN, height - 10 * mm, banner)
     canvas.setFont(FONT, 7.5)
-    canvas.drawString(MARGIN, height - 15 * mm, NOT_A_DEVICE)
+    canvas.drawString(MARGIN, height - 15 * mm, words)
     canvas.setFillColor(QUIET)
     canvas.drawRightString(width - MARGIN, 9 * mm, f"Page {document.page}")
     canvas.restoreState()

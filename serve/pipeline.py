@@ -21,7 +21,7 @@ import numpy as np
 from ehr.features import RecordSequence, sequence_of
 from ehr.history import history_of, indication_of, num_without_name
 from ehr.index import Admitted, admit, index_of
-from ehr.output import VERSIONS, checked, report_bundle
+from ehr.output import DRAFT, VERSIONS, Standing, checked, report_bundle
 from ehr.record import read_records
 from ehr.vocabulary import Vocabulary
 from foundation.errors import InputError
@@ -223,8 +223,8 @@ def read_to_folder(
         print(f"wrote {path}")
 
 
-def save_reading(result: StudyReading, out: Path, *, bids: bool = False) -> None:
-    """Write a reading's folder, whole or not at all."""
+def save_reading(result: StudyReading, out: Path, *, bids: bool = False, standing: Standing = DRAFT) -> None:
+    """Write a reading's folder, whole or not at all; it says of itself how far it has come."""
     with write_folder_aside(out) as folder:
         pictures = result.pictures()
         result.reading.save(folder / "reading.json")
@@ -238,26 +238,29 @@ def save_reading(result: StudyReading, out: Path, *, bids: bool = False) -> None
         write_lesions(result.reading, folder / "lesions.csv")
         if bids:
             write_bids(result, folder / "bids")
-        pdf = pdf_bytes(result.reading, result.draft, pictures)
+        pdf = pdf_bytes(result.reading, result.draft, pictures, standing)
         (folder / "report.pdf").write_bytes(pdf)
-        _write_fhir(result, folder / "fhir", pdf)
+        _write_fhir(result, folder / "fhir", pdf, standing)
         if result.study.reference.source is not None:
             from serve.dicom_out import dicom_objects  # highdicom takes its time, and NIfTI needs none of it
 
-            for name, dataset in dicom_objects(result).items():
+            for name, dataset in dicom_objects(result, standing).items():
                 (folder / name).parent.mkdir(exist_ok=True)
                 dataset.save_as(folder / name)
-        (folder / "report.md").write_text(render_markdown(result.reading, result.draft, pictures), encoding="utf-8")
-        (folder / "report.html").write_text(render_html(result.reading, result.draft, pictures), encoding="utf-8")
+        for name, render in (("report.md", render_markdown), ("report.html", render_html)):
+            text = render(result.reading, result.draft, pictures, standing)
+            (folder / name).write_text(text, encoding="utf-8")
 
 
-def _write_fhir(result: StudyReading, folder: Path, pdf: bytes) -> None:
+def _write_fhir(result: StudyReading, folder: Path, pdf: bytes, standing: Standing) -> None:
     """The report in both versions that hospitals speak; R4B's is also R4 in everything that is used here."""
     source = result.study.reference.source
     uid = None if source is None else str(source.headers[0].StudyInstanceUID)
     folder.mkdir()
     for version in VERSIONS:
-        bundle = report_bundle(result.reading, result.draft.sentences, version=version, pdf=pdf, study_uid=uid)
+        bundle = report_bundle(
+            result.reading, result.draft.sentences, version=version, pdf=pdf, study_uid=uid, standing=standing
+        )
         text = json.dumps(checked(bundle, version), indent=1, ensure_ascii=False)
         (folder / f"report-{version}.json").write_text(f"{text}\n", encoding="utf-8")
 

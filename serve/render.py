@@ -16,13 +16,15 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
+from ehr.output import DRAFT, Standing
 from foundation.findings import Finding, Reading
 from foundation.text import one_line
 from heads.report import SECTIONS, Draft
 from heads.report.slots import format_number
 from heads.report.templates import NOT_A_DEVICE
 
-BANNER = "Draft. Not a medical device."
+DEVICE = "Not a medical device."
+BANNER = f"{DRAFT.words} {DEVICE}"
 PRESENCE_WORDS = {"present": "present", "absent": "not found", "uncertain": "uncertain", "not_assessed": "not assessed"}
 
 
@@ -39,11 +41,19 @@ class Picture:
         return f"data:image/png;base64,{b64encode(self.png).decode('ascii')}"
 
 
-def render_markdown(reading: Reading, draft: Draft, pictures: Sequence[Picture]) -> str:
+def notice(standing: Standing) -> tuple[str, str]:
+    """What stands at the head of every report and page: how far it has come, and what it was made with."""
+    if standing.is_verified:
+        return standing.words, "The images were read with software that is not a medical device."
+    return f"{standing.words} {DEVICE}", NOT_A_DEVICE
+
+
+def render_markdown(reading: Reading, draft: Draft, pictures: Sequence[Picture], standing: Standing = DRAFT) -> str:
     """The report for a `report.md` beside the reading and its pictures."""
+    banner, words = notice(standing)
     lines = [
         f"# Report on {markdown_escaped(study_name(reading))}",
-        f"> **{BANNER}** {NOT_A_DEVICE}",
+        f"> **{markdown_escaped(banner)}** {words}",
     ]
     for section in SECTIONS:
         found = draft.section(section)
@@ -61,11 +71,12 @@ def render_markdown(reading: Reading, draft: Draft, pictures: Sequence[Picture])
     return "\n\n".join(lines) + "\n"
 
 
-def render_html(reading: Reading, draft: Draft, pictures: Sequence[Picture]) -> str:
+def render_html(reading: Reading, draft: Draft, pictures: Sequence[Picture], standing: Standing = DRAFT) -> str:
     """The report as one file: pictures inside, no script, nothing fetched."""
+    banner, words = notice(standing)
     return _template().render(
-        banner=BANNER,
-        not_a_device=NOT_A_DEVICE,
+        banner=banner,
+        not_a_device=words,
         study=study_name(reading),
         sections=[(name, draft.section(name)) for name in SECTIONS],
         numbers={finding.id: number for number, finding in enumerate(reading.findings, start=1)},

@@ -85,15 +85,21 @@ def read_nifti(path: str | Path, contrast: str = "unknown", acquisition: Acquisi
         contrast = checked_contrast(contrast)
         voxels, affine, side_is_known, predicted = _read_volume(path)
         name = nifti_stem(path)
+        named = _bids_contrast(name)
         return Series(
             voxels=voxels,
             affine=affine,
-            contrast=_bids_contrast(name) if contrast == "unknown" else contrast,
+            contrast=named if contrast == "unknown" else contrast,
             acquisition=_read_sidecar(path.with_name(f"{name}.json")) if acquisition is None else acquisition,
             name=name,
             side_is_known=side_is_known,
             path=path,
             predicted=predicted,
+            contrast_from="what was said of it"
+            if contrast != "unknown"
+            else ""
+            if named == "unknown"
+            else "its file name",
         )
 
 
@@ -166,6 +172,12 @@ def write_volume(path: str | Path, voxels: np.ndarray, series: Series) -> None:
     """Write `(x, y, z)` real voxels as float32 on the grid of `series`."""
     assert voxels.dtype.kind in "iufb" and np.isfinite(voxels).all(), voxels.dtype
     _write(Path(path), voxels.astype(np.float32), series, intent="none")
+
+
+def write_shades(path: str | Path, shades: np.ndarray, series: Series) -> None:
+    """Write `(x, y, z)` uint8 grey values on the grid of `series`: for looking at, not for measuring."""
+    assert shades.dtype == np.uint8, shades.dtype
+    _write(Path(path), shades, series, intent="none")
 
 
 def write_sidecar(path: Path, acquisition: Acquisition) -> None:

@@ -47,9 +47,9 @@ def convert_study(
         headers: list[str] = []
         if place == 0 and not volume.facts.mosaic:
             headers = _write_headers(volume, files, Path("headers").absolute(), key)
-        made.append({**_listed(volume), "contrast": contrast, "path": str(path), "program": program, "headers": headers,
-                     "slices": _places(volume),
-                     "acquisition": _acquisition(volume)})  # fmt: skip
+        source = volume.recognised.source if contrast == volume.recognised.contrast else "what was said of it"
+        made.append({**_listed(volume), "contrast": contrast, "source": source, "path": str(path), "program": program,
+                     "headers": headers, "slices": _places(volume), "acquisition": _acquisition(volume)})  # fmt: skip
     return {"volumes": made, "subject": subject, "notes": [*notes, *_notes(volumes, chosen, bool(choose))]}
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -143,7 +143,9 @@ def _series(one: dict[str, Any]) -> Series:
     except InputError as error:
         raise InputError(f"series {one['label']}: {error.rule}", got=error.got, remedy=error.remedy) from None
     source = _source(one) if one["headers"] else None
-    return Series(series.voxels, series.affine, series.contrast, series.acquisition, name, True, None, source)
+    return replace(
+        series, name=name, side_is_known=True, path=None, source=source, predicted=False, contrast_from=one["source"]
+    )
 
 
 def _source(one: dict[str, Any]) -> DicomSource:
