@@ -4,7 +4,7 @@ FOLDER holds `synthseg_label_maps` (Apache-2.0), the anatomy of the synthetic pa
 model is scored and from which nothing is learnt. In order:
 
 - `brain-structures`: ten structures of the whole head, from T1w. Its encoder is the backbone of the others.
-- `abnormalities`, `contrast`, `quality`: adapters on that backbone, fitted on a cohort of several contrasts.
+- `lesion`, `contrast`, `quality`: adapters on that backbone, fitted on a cohort of several contrasts.
 - the writer of reports.
 
 Each is stored in bf16 and scored as it is stored; what it reached is in its card. Stopped, it continues.
@@ -78,12 +78,12 @@ def cohort(arguments: argparse.Namespace) -> Path:
     return write_cohort(arguments.folder / "cohort", config, arguments.subjects)
 
 
-def abnormalities(arguments: argparse.Namespace) -> None:
+def lesion(arguments: argparse.Namespace) -> None:
     adapter(
-        "abnormalities",
+        "lesion",
         arguments,
-        ["augment.artefact=0.1", "augment.worst_artefact=3"],
-        about="What disease puts into a head, outlined and counted at 3 mm, from whichever of five contrasts there are.",
+        [],
+        about="Lesions of any kind, outlined and counted at 3 mm, from whichever of five contrasts there are.",
     )
 
 
@@ -147,7 +147,7 @@ def _interval(one: dict[str, float | None]) -> str:
 
 STEPS = {
     "structures": structures,
-    "abnormalities": abnormalities,
+    "lesion": lesion,
     "contrast": contrast,
     "quality": quality,
     "writer": writer,

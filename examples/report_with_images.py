@@ -68,10 +68,9 @@ def measured(decoder: Decoder, album: Album, number: int) -> tuple[np.ndarray, n
         pairs = [decoder.sample(*one) for one in sentences_of(SEED + place, album.truths[place])]
         rows = []
         for features in seen_in_each_way(album, place, number):
-            batch = decoder.collate(pairs, Seen.of([features], [len(pairs)]))
-            said = decoder(batch)
+            said = decoder(decoder.collate(pairs, Seen.of([features], [len(pairs)])))
             rows.append((float(said["loss"]), float(said["right words"])))
-        words.append(int((batch.target != -100).sum()))
+        words.append(sum(len(text) for _, text in pairs))
         losses.append([loss * words[-1] for loss, _ in rows])
         right.append([share * words[-1] for _, share in rows])
     return np.array(losses), np.array(right), np.array(words)

@@ -152,10 +152,12 @@ class Structure(Config):
     """What one label value of a segmentation head means.
 
     `paired` says that it occurs on the right and on the left, lesions included, so that its voxels are split at the
-    midline; without it the structure is taken to lie on the midline. Less than `min_ml` counts as absent.
+    midline; without it the structure is taken to lie on the midline. Less than `min_ml` counts as absent. In label maps that are
+    learnt from or compared with, the values `also` count as this structure.
     """
 
     value: Annotated[int, Field(ge=1)]
+    also: tuple[int, ...] = ()
     name: str
     paired: bool
     min_ml: Annotated[float, Field(ge=0)] = 0.01

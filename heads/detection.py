@@ -48,6 +48,7 @@ class Head(segmentation.Head):
         scores = super().score_case(output, prepared, labels, targets)
         assert labels is not None
         said, affine = self.labels_of(output, prepared), prepared.study.reference.affine
+        labels = self.known_part(labels)
         for structure in self.config.structures:
             ours, truth = (
                 pieces_of(one == structure.value, affine, least_ml=structure.min_ml) for one in (said, labels)
@@ -62,8 +63,9 @@ class Head(segmentation.Head):
         return scores
 
     def summarise(self, cases: Sequence[dict[str, float]]) -> dict[str, float]:
-        """Mean Dice first; then over all lesions of all cases, per kind: found (recall), true (precision), F1, and the mean error
-        of the count. Not a number where there was no lesion to find, or none was said."""
+        """Mean Dice first, which is 1 where there is nothing and nothing was said; then per kind Dice where there is a lesion, and
+        over all lesions of all cases: found (recall), true (precision), F1, and the mean error of the count. Not a number where
+        there was no lesion to find, or none was said."""
         plain = {
             name: [case[name] for case in cases]
             for name in cases[0]
@@ -77,8 +79,10 @@ class Head(segmentation.Head):
                 np.array([case[f"{what} {structure.name}"] for case in cases])
                 for what in ("lesions", "said", "found", "true")
             )
+            dice = np.array([case[f"dice {structure.name}"] for case in cases])
             recall, precision = _ratio(found.sum(), there.sum()), _ratio(true.sum(), said.sum())
             summary |= {
+                f"dice where there is {structure.name}": _ratio(dice[there > 0].sum(), float((there > 0).sum())),
                 f"found {structure.name}": recall,
                 f"true {structure.name}": precision,
                 f"F1 {structure.name}": _ratio(2 * precision * recall, precision + recall),

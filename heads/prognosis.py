@@ -227,18 +227,19 @@ class Head(StudyHead):
 
     def calibrate(self, said: Float[Tensor, "patients members logits"], known: Interval) -> None:
         """The same from outputs of all patients; they must be from before any calibration. Causes each have their own."""
-        baseline = self.baseline.cpu()
-        score = said.mean(dim=1) - baseline
+        baseline = self.baseline.cpu().double()
+        score = said.double().mean(dim=1) - baseline
         num, bins = self.config.num_causes, self.config.num_bins
 
         def penalised(values: np.ndarray) -> float:
-            shift, slope = (
-                torch.from_numpy(one).to(score).repeat(bins) for one in (values[:num], np.exp(values[num:]))
-            )
+            shift, slope = (torch.from_numpy(one).repeat(bins) for one in (values[:num], np.exp(values[num:])))
             likely = self.log_likelihood(baseline + shift + slope * score, known).sum()
             return float(-likely + (values**2).sum() / (2 * STIFFNESS**2))
 
-        best = minimize(penalised, np.zeros(2 * num), method="Nelder-Mead", options={"xatol": 1e-3}).x
+        # Around 0 the default simplex is so small that it is lost in what single precision leaves of a sum over patients.
+        corners = np.vstack([np.zeros(2 * num), STIFFNESS * np.eye(2 * num)])
+        options = {"xatol": 1e-3, "initial_simplex": corners}
+        best = minimize(penalised, np.zeros(2 * num), method="Nelder-Mead", options=options).x
         for buffer, values in ((self.shift, best[:num]), (self.slope, np.exp(best[num:]))):
             buffer.copy_(torch.from_numpy(values).reshape(buffer.shape))
 

@@ -71,15 +71,22 @@ class LabelMapHead(base.Head):
         """The label map on the reference series' own voxels, int16."""
         x, y, z = prepared.grid.shape
         classes = prepared.labels_from_grid(output[0, :, :x, :y, :z].softmax(dim=0))
-        values = np.asarray([0, *(structure.value for structure in self.config.structures)], dtype=np.int16)
-        return values[classes]
+        return self._values[classes]
+
+    @property
+    def _values(self) -> np.ndarray:
+        return np.asarray([0, *(structure.value for structure in self.config.structures)], dtype=np.int16)
 
     def classes_of(self, labels: np.ndarray) -> np.ndarray:
         """Label values as class indices 0..K; values that are no structure of ours become background."""
         classes = np.zeros(labels.shape, dtype=np.int16)
         for index, structure in enumerate(self.config.structures, start=1):
-            classes[labels == structure.value] = index
+            classes[np.isin(labels, (structure.value, *structure.also))] = index
         return classes
+
+    def known_part(self, labels: np.ndarray) -> np.ndarray:
+        """A label map from elsewhere in our own values."""
+        return self._values[self.classes_of(labels)]
 
     def refuse(self, *, source: str, why: str) -> list[Finding]:
         return not_assessed(self.config.structures, source=source, why=why)
@@ -97,8 +104,9 @@ class LabelMapHead(base.Head):
     ) -> dict[str, float]:
         """Dice and 95th percentile Hausdorff distance in mm of each structure, on the reference series' own voxels."""
         assert labels is not None
+        spacing_mm = prepared.study.reference.spacing_mm
         return score_labels(
-            self.labels_of(output, prepared), labels, self.config.structures, prepared.study.reference.spacing_mm
+            self.labels_of(output, prepared), self.known_part(labels), self.config.structures, spacing_mm
         )
 
     def summarise(self, cases: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -8,6 +8,7 @@ import fnmatch
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from finetune.prognosis.looks import look, looks_of
 from finetune.prognosis.patients import Patients
 from finetune.samples import progress_over, record_of
 from foundation.checkpoint import read_about
+from foundation.cohort.outcome import Exposure, Laboratory, image_features, record_features
 from foundation.errors import InputError
 from foundation.reading.collection import Collection, Row, read_manifest
 from heads._study import number_of
@@ -58,6 +60,7 @@ def from_collection(
         raise InputError("something is seen of the images", got="no model", remedy=remedy)
     if measured:
         notes.append(f"Of the images, as measured in the manifest: {', '.join(measured)}.")
+    oracle, law = _oracle(collection.root, rows) or (None, None)
     return Patients(
         tuple(row.name for row in rows),
         seen,
@@ -65,7 +68,8 @@ def from_collection(
         image,
         kinds,
         records=tuple(records),
-        oracle=_oracle(collection.root, rows),
+        oracle=oracle,
+        law=law,
         notes=tuple(notes),
     )
 
@@ -87,20 +91,46 @@ def _person(row: Row, record: Admitted | None) -> list[float]:
     ]
 
 
-def _oracle(root: Path, rows: Sequence[Row]) -> Mapping[str, np.ndarray] | None:
-    """A cohort's true log hazards; None unless every patient has them."""
+def _oracle(root: Path, rows: Sequence[Row]) -> tuple[Mapping[str, np.ndarray], np.ndarray] | None:
+    """A cohort's true log hazards, and the columns that these are weighted sums of; None unless every patient has them."""
     found: dict[str, list[float]] = {"image": [], "record": []}
+    columns = []
     for row in rows:
         path = (root / row.series[0].path).parent / "truth.json"
-        parts = json.loads(path.read_text()).get("outcome", {}).get("log_hazard_parts") if path.is_file() else None
+        truth = json.loads(path.read_text()) if path.is_file() else {}
+        parts = truth.get("outcome", {}).get("log_hazard_parts")
         if not parts:
             return None
         for name, values in found.items():
             values.append(float(parts[name]))
-    return {name: np.array(values) for name, values in found.items()}
+        exposure = _exposure(dict(row.targets))
+        laboratory = [Laboratory(**one) for one in truth["laboratory"]]
+        columns.append(
+            [*image_features(exposure).values(), *record_features(exposure, laboratory, truth["history"]).values()]
+        )
+    return {name: np.array(values) for name, values in found.items()}, np.array(columns)
 
 
-# ------------------------------------------------------------------------------------------------ images
+def _exposure(targets: Mapping[str, Any]) -> Exposure:
+    """What the law was given of a synthetic patient, from the cohort's targets."""
+    return Exposure(
+        age_years=targets["age_years"],
+        sex=targets["sex"],
+        diagnoses=(),
+        enhancing_ml=targets["enhancing_tumour_ml"],
+        necrosis_ml=targets["necrosis_ml"],
+        oedema_ml=targets["oedema_ml"],
+        midline_shift_mm=targets["midline_shift_mm"],
+        infarct_ml=targets["acute_infarct_ml"],
+        haemorrhage_ml=targets["haemorrhage_ml"],
+        white_matter_lesion_ml=targets["white_matter_hyperintensity_ml"] + targets["plaque_ml"],
+        num_plaques=targets["num_plaques"],
+        hippocampus_ml=targets["hippocampus_ml"],
+        brain_fraction=min(1.0, targets["brain_ml"] / max(targets["intracranial_ml"], 1e-6)),
+    )
+
+
+# ------------------------------------------------------------------------------------------------ measurements
 
 
 def _targets(rows: Sequence[Row], patterns: Sequence[str], head: Head, path: Path) -> np.ndarray:

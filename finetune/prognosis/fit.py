@@ -27,7 +27,7 @@ from heads._record import RecordBatch, RecordConfig, RecordEncoder
 from heads.prognosis import Config as PrognosisHeadConfig
 from heads.prognosis import Head
 
-Sees = Literal["nothing", "person", "record", "image", "both"]
+Sees = Literal["nothing", "person", "record", "image", "both", "law"]
 
 PARTS = 5
 LARGEST = 4.0  # standard deviations: beyond, a column says no more
@@ -57,10 +57,10 @@ class Columns:
     gaps: Int[np.ndarray, " gaps"]
 
     @classmethod
-    def of(cls, values: Float[np.ndarray, "train columns"]) -> Columns:
+    def of(cls, values: Float[np.ndarray, "train columns"], *, as_they_are: bool = False) -> Columns:
         kept = [place for place in range(values.shape[1]) if _varies(values[:, place])]
         chosen = values[:, kept]
-        is_log = np.array([_is_skewed(one) for one in chosen.T], bool)
+        is_log = np.array([not as_they_are and _is_skewed(one) for one in chosen.T], bool)
         chosen = np.where(is_log, np.log1p(np.maximum(chosen, 0)), chosen)
         middle = np.array([one[np.isfinite(one)].mean() for one in chosen.T])
         spread = np.array([one[np.isfinite(one)].std() for one in chosen.T])
@@ -154,7 +154,7 @@ def _linear(
     """A weighted sum of columns (`linear`) for every cause, the others being losses, fitted on all; and what it says of each part
     when fitted on the others."""
     blocks = _blocks(sees, view)
-    scales = [Columns.of(values) for values, _ in blocks]
+    scales = [Columns.of(values, as_they_are=sees == "law") for values, _ in blocks]
 
     def numbers(of: View) -> np.ndarray:
         given = zip(scales, _blocks(sees, of), strict=True)
@@ -181,7 +181,11 @@ def _blocks(sees: Sees, view: View) -> list[tuple[np.ndarray, Sequence[str]]]:
     """Columns, and what kind each is of."""
     person = (view.person, ["person"] * view.person.shape[1])
     record, image = (view.record, view.record_kinds), (view.image, view.image_kinds)
-    return {"person": [person], "record": [record], "image": [image], "both": [record, image]}[sees]
+    law = (
+        np.zeros((len(view.person), 0)) if view.law is None else view.law,
+        ["law"] * (0 if view.law is None else view.law.shape[1]),
+    )
+    return {"person": [person], "record": [record], "image": [image], "both": [record, image], "law": [law]}[sees]
 
 
 # ------------------------------------------------------------------------------------------------ deep

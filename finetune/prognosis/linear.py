@@ -21,6 +21,7 @@ from foundation import hazard
 from foundation.hazard import Interval
 
 LEAST, MOST = 0.3, 1e5  # what a penalty may be: the latter is silence
+FREE = ("law",)  # kinds that are not penalised: a synthetic law's own columns
 PLAIN, DETAIL = 30.0, 1e4  # where it starts: what repeats the plain kinds in other words has to earn its place
 DETAILS = ("change", "days since", "is known", "window")
 ROUNDS, SETTLED = 40, 0.05  # until no penalty's logarithm moves by more
@@ -64,6 +65,9 @@ def weights_of(
         found, variance = _newton(turned, cost, known, law, found)
         after = {}
         for name, place in places.items():
+            if name in FREE:
+                after[name] = penalty[name]
+                continue
             num = place.stop - place.start
             well_determined = max(num - penalty[name] * float(variance[place].sum()), 1e-9)
             wanted = well_determined / max(float((found[place] ** 2).sum()), 1e-12)
@@ -83,6 +87,8 @@ def weights_of(
 
 
 def _beginning(kind: str) -> float:
+    if kind in FREE:
+        return 1e-3
     return DETAIL if kind.removeprefix("no ") in DETAILS else PLAIN
 
 

@@ -88,21 +88,24 @@ class View:
     image_kinds: tuple[str, ...]
     sequences: tuple[RecordSequence | None, ...] | None = None
     num_codes: int = 0
+    law: Float[np.ndarray, "patients features"] | None = None
 
     def take(self, rows: Int[np.ndarray, " some"]) -> View:
         sequences = None if self.sequences is None else tuple(self.sequences[row] for row in rows)
         columns = {name: getattr(self, name)[rows] for name in ("person", "record", "image")}
+        columns["law"] = None if self.law is None else self.law[rows]
         return replace(self, **columns, sequences=sequences)
 
     def with_records_of(self, rows: Int[np.ndarray, " patients"]) -> View:
         """Everybody with somebody else's record; age and sex go with it."""
-        return replace(self.take(rows), image=self.image)
+        return replace(self.take(rows), image=self.image, law=self.law)
 
 
 @dataclass(frozen=True)
 class Patients:
     """`records` are admitted events (of a collection), `columns` a table's, those of `person` first. `oracle` holds the true log
-    hazards, where they are known: what "image" and "record" add. `notes` is what a reader of the figures must know."""
+    hazards, where they are known: what "image" and "record" add; `law` the columns whose weighted sum they are. `notes` is what
+    a reader of the figures must know."""
 
     names: tuple[str, ...]
     seen: FollowUp
@@ -112,6 +115,7 @@ class Patients:
     columns: Float[np.ndarray, "patients columns"] | None = None
     records: tuple[Admitted | None, ...] | None = None
     oracle: Mapping[str, Float[np.ndarray, " patients"]] | None = None
+    law: Float[np.ndarray, "patients features"] | None = None
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -123,7 +127,7 @@ class Patients:
             assert self.columns is not None
             num = self.person.shape[1]
             kinds = ("person",) * num + ("record",) * (self.columns.shape[1] - num)
-            return View(self.person, self.columns, self.image, kinds, self.image_kinds)
+            return View(self.person, self.columns, self.image, kinds, self.image_kinds, law=self.law)
         known = [one for row in fitted_on if (one := self.records[row]) is not None]
         reading = config.record
         minimum, longest = (5, 256) if reading is None else (reading.min_patients, reading.max_events)
@@ -135,7 +139,9 @@ class Patients:
         table = tabulate([one for one in self.records if one is not None], vocabulary)
         record = np.full((len(self), len(table.names)), np.nan)
         record[there] = table.values
-        return View(self.person, record, self.image, table.kinds, self.image_kinds, sequences, len(vocabulary))
+        return View(
+            self.person, record, self.image, table.kinds, self.image_kinds, sequences, len(vocabulary), self.law
+        )
 
 
 def from_table(config: TableConfig, causes: Sequence[str] = ()) -> Patients:

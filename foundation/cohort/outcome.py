@@ -21,7 +21,7 @@ not interact, so that what each adds is one number.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -383,6 +383,14 @@ def image_features(exposure: Exposure) -> dict[str, float]:
         "hippocampus_lost_ml": TYPICAL_HIPPOCAMPUS_ML - exposure.hippocampus_ml,
         "brain_fraction_lost": TYPICAL_BRAIN_FRACTION - exposure.brain_fraction,
     }
+
+
+def record_features(exposure: Exposure, laboratory: Iterable[Laboratory], history: Collection[str]) -> dict[str, float]:
+    """What `RECORD_COEFFICIENTS` multiply, of a record as it is written."""
+    features = {"decades": (exposure.age_years - 60) / 10, "male": float(exposure.sex == "male")}
+    features |= {name: float(name in history) for name in HISTORY}
+    features |= {one.name: LABORATORY[one.name].deviation(one.value) for one in laboratory}
+    return {name: features[name] for name in RECORD_COEFFICIENTS}
 
 
 def draw_event_days(log_hazard: float, generator: Generator) -> float:

@@ -47,9 +47,10 @@ class BeforeAfter:
     def pictures(self, strength: float, place: float = 0.5) -> Mapping[str, UInt8[np.ndarray, "height width"]]:
         """Of the slice at `place` of the way through: `before`, `after`, `doubt`, and `error` where there is a reference, `change`
         where there is none. Both images are in one window; what differs and the doubt are `GAIN` times as bright."""
-        after = _between(*(self._planes(place)[name] for name in ("weakest", "strongest")), strength)
-        doubt = _between(*(self._planes(place)[name] for name in ("doubt_0", "doubt_1")), strength)
-        before, reference = self._planes(place)["before"], self._planes(place).get("reference")
+        planes = self._planes(place)
+        after = _between(planes["weakest"], planes["strongest"], strength)
+        doubt = _between(planes["doubt_0"], planes["doubt_1"], strength)
+        before, reference = planes["before"], planes.get("reference")
         differs = {"change": np.abs(after - before)} if reference is None else {"error": np.abs(after - reference)}
         grey = {"before": before, "after": after} | {
             name: GAIN * one for name, one in (differs | {"doubt": doubt}).items()

@@ -205,7 +205,6 @@ class Decoder(nn.Module):
         """What it sees of a study; None for a writer that reads claims alone."""
         return None if self.eyes is None else self.eyes.look(study)
 
-    @torch.inference_mode()
     def write(
         self,
         statements: Sequence[Statement],
@@ -223,7 +222,8 @@ class Decoder(nn.Module):
         prompts = [self.encode([*prompt_words(one, style), BEGIN]) for one in statements]
         prefix = None
         if self.resampler is not None:
-            prefix = self.resampler.prefix(Seen.of([images], [len(statements)]), len(statements))
+            with torch.inference_mode():
+                prefix = self.resampler.prefix(Seen.of([images], [len(statements)]), len(statements))
         mask = torch.stack([self.allowed(one) for one in statements])
         once = torch.tensor([SLOT.fullmatch(word) is not None for word in self.words])
         for row, ids in loop.stream(

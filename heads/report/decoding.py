@@ -3,8 +3,8 @@
     StaticDecoder(model).generate(prompts, allowed, end=..., longest=72)
 
 A token of a small model is a few hundred microseconds of arithmetic and, in transformers' generate, milliseconds of Python. Here
-the projections of a block are joined, keys and values are written in place, and nothing is allocated per token but the scores. A
-test holds its scores against transformers' own.
+the projections of a block are joined, queries and keys are rotated together as complex numbers, and keys and values are written
+into a cache of fixed size. A test holds what it writes against transformers' own.
 """
 
 from __future__ import annotations
@@ -21,23 +21,28 @@ from torch.nn import functional as F
 class StaticDecoder:
     """A view of a LlamaForCausalLM: its weights, joined once. Made anew after the weights change."""
 
+    @torch.no_grad()
     def __init__(self, model: Any):
         config = model.config
         self.heads = config.num_attention_heads
         self.kv_heads = config.num_key_value_heads
         self.head_dim = config.head_dim
         self.eps = config.rms_norm_eps
-        self.embedding = model.get_input_embeddings().weight
+        self.embedding = model.get_input_embeddings().weight.detach()
         self.norm, self.out = model.model.norm.weight, model.lm_head.weight
         self.blocks = []
         for layer in model.model.layers:
             attention, mlp = layer.self_attn, layer.mlp
-            biases = [getattr(attention, name).bias for name in ("q_proj", "k_proj", "v_proj")]
+            maps = attention.q_proj, attention.k_proj, attention.v_proj
+            weights = [self._paired(maps[0].weight), self._paired(maps[1].weight), maps[2].weight]
+            biases = [one.bias for one in maps]
+            if biases[0] is not None:
+                biases[:2] = [self._paired(one) for one in biases[:2]]
             assert attention.o_proj.bias is None and mlp.up_proj.bias is None
             self.blocks.append(
                 (
                     layer.input_layernorm.weight,
-                    torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]),
+                    torch.cat(weights),
                     None if biases[0] is None else torch.cat(biases),
                     attention.o_proj.weight,
                     layer.post_attention_layernorm.weight,
@@ -46,8 +51,15 @@ class StaticDecoder:
                 )
             )
         positions = torch.arange(config.max_position_embeddings)[None]
-        cos, sin = model.model.rotary_emb(self.embedding[:1][None], positions)
-        self.cos, self.sin = cos[0], sin[0]  # (positions, head_dim)
+        cos, sin = model.model.rotary_emb(self.embedding[:1][None].float(), positions)
+        half = self.head_dim // 2
+        self.turns = torch.complex(cos[0, :, :half], sin[0, :, :half])  # (positions, half a head)
+
+    def _paired(self, rows: Tensor) -> Tensor:
+        """A projection's rows with those that rotate together side by side, so that they are one complex number. The products of
+        queries and keys are the same in any order."""
+        heads = rows.unflatten(0, (-1, 2, self.head_dim // 2))
+        return heads.transpose(1, 2).reshape(rows.shape)
 
     @property
     def num_bytes(self) -> int:
@@ -56,31 +68,32 @@ class StaticDecoder:
         return blocks + self.out.numel() * self.out.element_size()
 
     def _start(self, batch: int, length: int) -> None:
-        shape = (len(self.blocks), 2, batch, self.kv_heads, length, self.head_dim)
+        shape = (len(self.blocks), 2, batch, length, self.kv_heads, self.head_dim)
         self.cache = torch.zeros(shape, dtype=self.embedding.dtype)
 
+    @torch.inference_mode()
     def _forward(
         self, x: Float[Tensor, "batch words width"], place: Int[Tensor, "batch words"], first: int, mask: Tensor | None
     ) -> Float[Tensor, "batch vocabulary"]:
         """Scores after the last word; the words go into the cache from `first` on, `place` is where each stands in its sentence."""
         batch, number, _ = x.shape
         last = first + number
-        cos, sin = self.cos[place][:, None], self.sin[place][:, None]
-        half = self.head_dim // 2
-        widths = (self.heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * self.head_dim)
+        turn = self.turns[place][:, :, None]
+        rotated = self.heads + self.kv_heads
         for index, (norm1, qkv, bias, output, norm2, gate_up, down) in enumerate(self.blocks):
             h = F.linear(F.rms_norm(x, norm1.shape, norm1, self.eps), qkv, bias)
-            q, k, v = (part.view(batch, number, -1, self.head_dim).transpose(1, 2) for part in h.split(widths, dim=-1))
-            q = q * cos + torch.cat([-q[..., half:], q[..., :half]], dim=-1) * sin
-            k = k * cos + torch.cat([-k[..., half:], k[..., :half]], dim=-1) * sin
+            h = h.view(batch, number, rotated + self.kv_heads, self.head_dim)
+            pairs = torch.view_as_complex(h[:, :, :rotated].float().unflatten(-1, (-1, 2)))
+            qk = torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
             keys, values = self.cache[index]
-            keys[:, :, first:last], values[:, :, first:last] = k, v
+            keys[:, first:last], values[:, first:last] = qk[:, :, self.heads :], h[:, :, rotated:]
             seen = F.scaled_dot_product_attention(
-                q, keys[:, :, :last], values[:, :, :last], attn_mask=mask, enable_gqa=self.kv_heads != self.heads
-            )
-            x = x + F.linear(seen.transpose(1, 2).reshape(batch, number, -1), output)
+                qk[:, :, : self.heads].transpose(1, 2), keys[:, :last].transpose(1, 2), values[:, :last].transpose(1, 2),
+                attn_mask=mask, enable_gqa=self.kv_heads != self.heads,
+            )  # fmt: skip
+            x = x + F.linear(seen.transpose(1, 2).flatten(2), output)
             gate, up = F.linear(F.rms_norm(x, norm2.shape, norm2, self.eps), gate_up).chunk(2, dim=-1)
-            x = x + F.linear(F.silu(gate) * up, down)
+            x = x + F.linear(F.silu(gate).mul_(up), down)
         return F.linear(F.rms_norm(x[:, -1], self.norm.shape, self.norm, self.eps), self.out)
 
     def generate(
@@ -90,7 +103,6 @@ class StaticDecoder:
         out = dict(self.stream(prompts, allowed, **options))
         return [out[row] for row in range(len(prompts))]
 
-    @torch.inference_mode()
     def stream(
         self,
         prompts: Sequence[Sequence[int]],
@@ -104,7 +116,10 @@ class StaticDecoder:
         prefix: Float[Tensor, "batch latents width"] | None = None,
     ) -> Iterator[tuple[int, list[int]]]:
         """A prompt's place and what follows it up to `end`, which is left out, as soon as it is known. A word of `once` is written
-        at most once in a sentence."""
+        at most once in a sentence.
+
+        Gradients are off in `_forward`, and not around the whole: whoever takes a sentence works on in between.
+        """
         batch, width = len(prompts), max(len(prompt) for prompt in prompts)
         before = 0 if prefix is None else prefix.shape[1]
         start = before + width

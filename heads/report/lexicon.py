@@ -142,6 +142,9 @@ NOT_ASSESSED = re.compile(
     r"|\bno assessment of\b|\bnon-?diagnostic\b|\blimited (?:assessment|evaluation)\b"
 )
 
+# Of something that is there: neither is it unassessed, nor is a side in the reason its own.
+SIDE_UNKNOWN = re.compile(r"\bside not assessed(?: \([^)]*\))?")
+
 WHEN = r"(?:(?:the )?(?:prior|previous|earlier|last)(?: \w+)?|§+|\d{4}-\d\d-\d\d)"
 CHANGES = {
     "new": rf"\bnew since\b|\bnewly\b|\bnew\b(?! york)|\bnot (?:present|seen|there) (?:on|in) {WHEN}",

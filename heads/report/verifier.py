@@ -72,7 +72,7 @@ def sentences_of(text: str) -> list[str]:
 
 def parse(sentence: str, names: Sequence[str] = ()) -> Parsed:
     """The claims of one sentence; `names` are findings to look for besides those of the lexicon, spelt as they are."""
-    text = re.sub(r"“[^”]*”?", lambda match: " " * len(match[0]), sentence).lower()
+    text = words.SIDE_UNKNOWN.sub(lambda match: " " * len(match[0]), _unquoted(sentence).lower())
     contrasts: list[tuple[int, str]] = []
     for contrast, pattern in words.CONTRASTS.items():
         for match in _compiled(pattern).finditer(text):
@@ -90,6 +90,11 @@ def parse(sentence: str, names: Sequence[str] = ()) -> Parsed:
         mentions += _mentions(undated, start, end, names, contrasts, said_record)
     loose = () if mentions else _numbers(undated)
     return Parsed(tuple(mentions), said_prior, said_record, loose)
+
+
+def _unquoted(text: str) -> str:
+    """What stands between quotation marks is somebody else's, and blank."""
+    return re.sub(r"“[^”]*”?", lambda match: " " * len(match[0]), text)
 
 
 def _clauses(text: str) -> Iterator[tuple[int, int]]:
@@ -206,7 +211,8 @@ def _hedge(clause: str, first: int, last: int, near: str, spans: Sequence[tuple[
 
 
 def _side(before: str, inside: str, after: str) -> str | None:
-    """The nearest side: inside the name, before it, then after it."""
+    """The nearest side: inside the name, before it, then after it. Which side is the larger of two says not which is meant."""
+    after = re.sub(r"\b(?:right|left) larger\b", "", after)
     for part, from_end in ((inside, False), (before, True), (after, False)):
         found = sorted(
             (match.start(), side)
@@ -309,7 +315,7 @@ def verify(text: str, reading: Reading, style: Style | None = None) -> list[Prob
         else:
             needed = [one for one in images if belongs_in_impression(one)]
         problems += _unsaid(parsed, needed)
-    indication = sections.get("Indication", "")
+    indication = _unquoted(sections.get("Indication", ""))
     if "history" in indication.lower() and not record:
         problems.append(Problem("record", "a history without a record"))
     problems += [Problem("omission", one.name) for one in record if one.name.lower() not in indication.lower()]

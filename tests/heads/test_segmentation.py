@@ -56,3 +56,19 @@ def test_lesions_are_counted_over_all_cases(make_series) -> None:
     assert only_first["found plaque"] == only_first["true plaque"] == only_first["F1 plaque"] == pytest.approx(2 / 3)
     assert both["found plaque"] == pytest.approx(5 / 6) and both["count error plaque"] == 0
     assert both["dice plaque"] == pytest.approx((1 + cases[0]["dice plaque"]) / 2)
+    nothing = head.score_case(output * 0, prepared, np.zeros_like(truth), {})
+    assert head.summarise([*cases, nothing])["dice where there is plaque"] == pytest.approx(both["dice plaque"])
+
+
+def test_values_that_also_count_are_learnt_and_scored_as_one(make_series) -> None:
+    head = make(Detection, structures=[{"value": 3, "also": [4, 7], "name": "lesion", "paired": False}])
+    labels = np.zeros((8, 8, 8), np.int16)
+    labels[:2], labels[2:4], labels[4:6], labels[6:] = 3, 4, 7, 5
+    expected = np.zeros_like(labels)
+    expected[:6] = 1
+    assert np.array_equal(head.classes_of(labels), expected)
+    prepared = prepare_study(Study("s", (make_series((8, 8, 8), spacing_mm=(4.0,) * 3),)), (4.0,) * 3)
+    output = 20 * torch.nn.functional.one_hot(torch.from_numpy(expected).long(), 2).movedim(-1, 0)[None].float()
+    scores = head.score_case(output, prepared, labels, {})
+    assert scores["dice lesion"] == 1 and scores["lesions lesion"] == scores["found lesion"] == 1
+    assert set(np.unique(head.labels_of(output, prepared))) == {0, 3}

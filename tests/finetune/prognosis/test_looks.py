@@ -18,8 +18,9 @@ from heads import parse_head
 from heads.base import Scope, TaskConfig, TaskModel, save_task
 
 SPACING = (8.0, 8.0, 8.0)
+STRUCTURES = [{"value": 1, "name": "core"}, {"value": 2, "name": "rim"}]
 HEADS = {
-    "outlines": {"kind": "segmentation", "classes": {"core": [1], "rim": [2]}},
+    "outlines": {"kind": "segmentation", "structures": STRUCTURES, "channels": [4, 4, 4]},
     "classifies": {"kind": "classification", "target": "large", "classes": ["small", "large"]},
 }
 

@@ -161,8 +161,10 @@ def test_competing_risks_have_figures_of_their_own_and_kept_cells_are_not_fitted
     figures = {row.title: row.figures for row in trial.rows}
     only = {title: [one[f"concordance of {cause}"] for cause in config.causes] for title, one in figures.items()}
     assert [one.mean for one in only["Kaplan-Meier only"]] == [0.5, 0.5]
-    assert only["record only, linear"][0].low > 0.65 > only["record only, linear"][1].mean
-    assert only["image only, linear"][1].low > 0.65 > only["image only, linear"][0].mean
+    # Each says something of the other cause too: who has the one first never has the other.
+    assert only["record only, linear"][0].low > 0.6 and only["image only, linear"][1].low > 0.6
+    assert only["record only, linear"][0].mean > only["image only, linear"][0].mean + 0.05
+    assert only["image only, linear"][1].mean > only["record only, linear"][1].mean + 0.05
     assert min(one.low for one in only["both, deep"]) > 0.6
     assert figures["record only, linear"]["Brier skill of first"].low > 0
     assert figures["Kaplan-Meier only"]["Brier skill of second"].mean == 0

@@ -27,6 +27,7 @@ from foundation.cohort.outcome import (
     draw_outcome,
     image_features,
     oracle_concordance,
+    record_features,
 )
 from foundation.errors import InputError
 
@@ -388,3 +389,14 @@ def test_concordance_without_a_comparable_pair_is_refused():
     assert "0 events in 3 patients" in str(caught.value)
     with pytest.raises(InputError):
         oracle_concordance(np.array([0.0, math.nan]), np.arange(2.0), np.ones(2, bool))
+
+
+def test_the_columns_of_the_law_weigh_up_to_the_hazard() -> None:
+    for seed in range(20):
+        outcome = draw_outcome(GLIOMA, np.random.default_rng(seed))
+        image, record = image_features(GLIOMA), record_features(GLIOMA, outcome.laboratory, outcome.history)
+        weighed = [
+            sum(value * coefficients[name] for name, value in features.items())
+            for features, coefficients in ((image, IMAGE_COEFFICIENTS), (record, RECORD_COEFFICIENTS))
+        ]
+        assert weighed == pytest.approx([outcome.log_hazard_parts["image"], outcome.log_hazard_parts["record"]])

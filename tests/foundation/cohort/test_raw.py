@@ -93,6 +93,13 @@ def test_spots_are_in_target_and_samples_alike() -> None:
     assert float((raw.target - plain.target).abs().max()) > 0.05 * float(plain.target.max())
 
 
+def test_a_whole_head_is_every_other_slice_where_it_lies() -> None:
+    anatomy, tissues = make_anatomy(CohortConfig(spacing_mm=4.0), 0)
+    raw = simulate_raw(anatomy, tissues, "T2w", np.random.default_rng(0), num_slices=None, noise=0.0)
+    assert raw.facts["slices"] == list(range(0, anatomy.shape[2], 2)) and raw.affine is not None
+    np.testing.assert_allclose(raw.affine[:3, 2], 2 * anatomy.affine[:3, 2])
+
+
 def test_files_are_in_fastmri_s_layout_and_the_same_each_time(raw: RawData, tmp_path: Path) -> None:
     for name in ("one.h5", "two.h5"):
         write_raw(tmp_path / name, raw, subject="sub-00000")

@@ -67,6 +67,12 @@ def test_a_pair_in_one_sentence_is_two_mentions():
     assert sides == [("right", (("3.42", "ml"),)), ("left", (("3.10", "ml"),))]
 
 
+@pytest.mark.parametrize("larger", ["right", "left"])
+def test_the_larger_of_two_sides_is_not_the_side_that_is_meant(larger: str):
+    right, left = parse(f"Hippocampus: right 3.42 ml; left 3.10 ml; asymmetry 9.80 % ({larger} larger).").mentions
+    assert (right.side, left.side) == ("right", "left")
+
+
 def test_sentences_end_at_full_stops_and_not_in_numbers():
     assert sentences_of("A mass of 3.2 cm. No oedema.\n- Atrophy vs. age.") == [
         "A mass of 3.2 cm.",
@@ -127,3 +133,28 @@ def test_planted_errors_are_found():
                 assert wrong.text() != right.text()
                 assert verify(wrong.text(), reading, style), (kind, set(wrong.sentences) ^ set(right.sentences))
     assert set(planted) == set(KINDS) and min(planted.values()) >= 20
+
+
+def test_a_quoted_request_is_nobodys_history():
+    """Its words neither say of the record what is not in it, nor stand for what is."""
+    reading = imagined(3, prior=False)
+    alone = tuple(one for one in reading.findings if one.origin == "image")
+    quoting = reading.model_copy(update={"indication": "History of seizure and hypertension", "findings": alone})
+    assert verify(draft(quoting).text(), quoting) == []
+    (known,) = [one for one in imagined(11).findings if one.origin == "record"][:1]
+    silent = quoting.model_copy(update={"indication": known.name, "findings": (*alone, known)})
+    text = draft(quoting.model_copy(update={"indication": known.name})).text()
+    assert [problem.kind for problem in verify(text, silent)] == ["omission"]
+
+
+def test_a_finding_whose_side_nobody_knows_is_there_all_the_same():
+    note = "the file does not say which side is right"
+    found = Finding(
+        id="m.tumour.not-assessed", name="tumour", anatomy="brain", side="not_assessed", presence="present", abnormal=True,
+        measurements=(Measurement(name="volume", value=2.0, unit="ml", method="test"),), source="m", note=note,
+    )  # fmt: skip
+    reading = imagined(3, prior=False).model_copy(update={"findings": (found,)})
+    text = draft(reading).text()
+    assert "side not assessed" in text and verify(text, reading) == []
+    missing = found.model_copy(update={"presence": "not_assessed", "measurements": ()})
+    assert verify(text, reading.model_copy(update={"findings": (missing,)})) != []
