@@ -249,7 +249,9 @@ def _parser() -> argparse.ArgumentParser:
     users.add_argument("name", nargs="?", metavar="NAME", help="whom: 1 to 32 of a-z, 0-9, '.', '_', '-'")
     users.add_argument("--file", type=Path, required=True, metavar="FILE", help="as given to serve --users")
 
-    audit = command("audit", "check that a server's audit is whole, and print its end; writes nothing unless told where")
+    audit = command(
+        "audit", "check that a server's audit is whole, and print its end; writes nothing unless told where"
+    )
     audit.add_argument("data", type=Path, metavar="DIR", help="the folder of serve --data")
     audit.add_argument("--noted", metavar="HASH", help="printed earlier: is it still part of the history?")
     audit.add_argument("--fhir", type=Path, metavar="FILE", help="write it as FHIR AuditEvents and Provenances")
