@@ -195,7 +195,7 @@ def train_decoder(
 ) -> tuple[Decoder, TrainingResult]:
     """Writes config.yaml, metrics.jsonl, checkpoints and `model/`; the same call continues where it was stopped."""
     album = None if config.images is None else Album(config.images)
-    decoder = new_decoder(config, album and album.sight)
+    decoder = new_decoder(config, None if album is None else album.sight)
     save_config(config, folder / "config.yaml")
     result = train(decoder, Wording(decoder, config, album), config.training, folder, label="report", on_start=on_start)
     parameters = sum(one.numel() for one in decoder.parameters())
