@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -103,7 +104,7 @@ def quality(arguments: argparse.Namespace) -> None:
 def adapter(task: str, arguments: argparse.Namespace, overrides: Sequence[str], *, about: str) -> None:
     """Fit a task on the backbone as it is stored, so that the hash which its adapter asks for is that of the stored one."""
     manifest, folder = cohort(arguments), arguments.folder / task
-    backbone = arguments.out / BACKBONE
+    backbone = os.path.relpath(arguments.out / BACKBONE)  # it will be in what is published
     here = [f"data.manifest={manifest}", f"folder={folder}", f"encoder={backbone}", *overrides]
     if not (folder / "adapter" / "config.json").is_file():
         finetune(load_config(FinetuneConfig, CONFIGS / "finetune" / f"{task}.yaml", here))

@@ -244,12 +244,14 @@ def _parser() -> argparse.ArgumentParser:
         help="how long nothing may have come of a study before it is taken (default: %(default)g)",
     )  # fmt: skip
 
-    users = command("users", "say who may log in to the page; keeps hashes in FILE, and no password")
+    users = command("users", "say who may log in to the page; writes hashes into FILE, and no password")
     users.add_argument("what", choices=("add", "remove", "list"), help="add also changes a password and the token")
     users.add_argument("name", nargs="?", metavar="NAME", help="whom: 1 to 32 of a-z, 0-9, '.', '_', '-'")
     users.add_argument("--file", type=Path, required=True, metavar="FILE", help="as given to serve --users")
 
-    audit = command("audit", "check that a server's audit is whole, and print its end; 2 if it is not")
+    audit = command(
+        "audit", "check that a server's audit is whole, and print its end; writes nothing unless told where"
+    )
     audit.add_argument("data", type=Path, metavar="DIR", help="the folder of serve --data")
     audit.add_argument("--noted", metavar="HASH", help="printed earlier: is it still part of the history?")
     audit.add_argument("--fhir", type=Path, metavar="FILE", help="write it as FHIR AuditEvents and Provenances")

@@ -64,7 +64,7 @@ def test_read_passes_its_arguments(calls: list[dict[str, object]], model: Path, 
     options = ["--model", str(model), "--model", str(model), "--series", "5", "8.e1", "--visit", "2", "--bids"]
     assert cli.main(["read", str(tmp_path), "out", *options]) == 0
     chosen = {"choose": ["5", "8.e1"], "visit": 2, "bids": True, "deidentify": False}
-    unnamed = {"backbones": [], "writers": [], "ehr": None, "study_uid": None, "at": None}
+    unnamed = {"backbones": [], "writers": [], "ehr": None, "study_uid": None, "at": None, "record_words": False}
     assert calls == [{"study": tmp_path, "out": Path("out"), "models": [model, model], **unnamed, **chosen}]
 
 
@@ -103,7 +103,9 @@ def test_every_trust_option_is_one_of_its_config(calls: list[dict[str, object]],
 
 def test_serve_listens_on_this_machine_only_unless_told(calls: list[dict[str, object]]):
     assert cli.main(["serve"]) == 0
-    assert calls == [{"models": [], "backbones": [], "host": "127.0.0.1", "port": 7860}]
+    (given,) = calls
+    assert (given["host"], given["port"], given["behind_proxy"]) == ("127.0.0.1", 7860, False)
+    assert given["data"] is given["users"] is given["watch"] is None and given["keep_days"] == 7.0
 
 
 def test_reconstruct_passes_its_arguments(calls: list[dict[str, object]], tmp_path: Path):

@@ -18,7 +18,7 @@ from heads import parse_head
 from heads.base import Scope, TaskConfig, TaskModel, save_task
 
 SPACING = (8.0, 8.0, 8.0)
-STRUCTURES = [{"value": 1, "name": "core"}, {"value": 2, "name": "rim"}]
+STRUCTURES = [{"value": value, "name": name, "paired": False} for value, name in ((1, "core"), (2, "rim"))]
 HEADS = {
     "outlines": {"kind": "segmentation", "structures": STRUCTURES, "channels": [4, 4, 4]},
     "classifies": {"kind": "classification", "target": "large", "classes": ["small", "large"]},
