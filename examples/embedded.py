@@ -36,9 +36,10 @@ CONTRASTS = ("T1w", "T1w-contrast", "T2w", "FLAIR", "DWI")
 SPLITS = {"train": 0.8, "validation": 0.05, "test": 0.15}
 WRITER_STEPS = 600  # its sentences are checked, and templates stand in for those that fail
 LARGEST_BYTES = 25_000_000  # of everything that comes with Larmor
+OURS = "Weights: Apache-2.0, as Larmor. Research software, not a medical device."
 SYNTHETIC = (
     "Fitted on synthetic patients only (label maps of SynthSeg, Apache-2.0), with no real image and no real label. "
-    "Weights: Apache-2.0, as Larmor. Research software, not a medical device."
+    + OURS
 )
 
 
@@ -117,7 +118,7 @@ def writer(arguments: argparse.Namespace) -> None:
     config = LearnConfig()
     shorter = config.training.model_copy(update={"steps": WRITER_STEPS})
     train_decoder(config.model_copy(update={"training": shorter}), folder)
-    card = f"# The writer of reports\n\nA decoder of {SYNTHETIC[0].lower()}{SYNTHETIC[1:]}\n"
+    card = f"{(folder / 'model' / 'card.md').read_text()}\n{OURS}\n"
     shrink_model_folder(folder / "model", out, config=read_about(folder / "model")["config"], card=card)
 
 

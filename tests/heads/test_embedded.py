@@ -38,7 +38,7 @@ def test_a_card_says_what_it_was_fitted_on_and_nothing_of_a_machine(folder: Path
 
 def test_a_synthetic_study_is_read_without_naming_a_model(embedded: None) -> None:
     names = {folder.name for folder in default_models()}
-    assert {"brain-structures", "lesion", "contrast"} <= names and not names & {one.name for one in default_writers()}
+    assert {"brain-structures", "lesion"} <= names and not names & {one.name for one in default_writers()}
     patient = make_patient(CohortConfig(contrasts=("T1w", "FLAIR"), spacing_mm=4.0, missing_series=0.0), 3)
     writers, reasons = load_writers([])
     assert writers and reasons == []
