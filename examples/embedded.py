@@ -4,7 +4,7 @@ FOLDER holds `synthseg_label_maps` (Apache-2.0), the anatomy of the synthetic pa
 model is scored and from which nothing is learnt. In order:
 
 - `brain-structures`: ten structures of the whole head, from T1w. Its encoder is the backbone of the others.
-- `lesion`, `contrast`, `quality`: adapters on that backbone, fitted on a cohort of several contrasts.
+- `lesion`: an adapter on that backbone, fitted on a cohort of five contrasts.
 - the writer of reports.
 
 Each is stored in bf16 and scored as it is stored; what it reached is in its card. Stopped, it continues.
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from examples.ixi import write_ixi_manifest
@@ -82,35 +81,19 @@ def cohort(arguments: argparse.Namespace) -> Path:
 
 
 def lesion(arguments: argparse.Namespace) -> None:
-    adapter(
-        "lesion",
-        arguments,
-        [],
-        about="Lesions of any kind, outlined and counted at 3 mm, from whichever of five contrasts there are.",
-    )
-
-
-def contrast(arguments: argparse.Namespace) -> None:
-    adapter("contrast", arguments, [], about="Which contrast each series has, from its voxels alone.")
-
-
-def quality(arguments: argparse.Namespace) -> None:
-    adapter(
-        "quality",
-        arguments,
-        ["training.steps=300", "training.batch_size=4"],
-        about="Which artefact spoils the first series of a study, and how badly.",
-    )
-
-
-def adapter(task: str, arguments: argparse.Namespace, overrides: Sequence[str], *, about: str) -> None:
-    """Fit a task on the backbone as it is stored, so that the hash which its adapter asks for is that of the stored one."""
-    manifest, folder = cohort(arguments), arguments.folder / task
+    """Fitted on the backbone as it is stored, so that the hash which the adapter asks for is that of the stored one."""
+    manifest, folder = cohort(arguments), arguments.folder / "lesion"
     backbone = os.path.relpath(arguments.out / BACKBONE)  # it will be in what is published
-    here = [f"data.manifest={manifest}", f"folder={folder}", f"encoder={backbone}", *overrides]
+    here = [f"data.manifest={manifest}", f"folder={folder}", f"encoder={backbone}"]
     if not (folder / "adapter" / "config.json").is_file():
-        finetune(load_config(FinetuneConfig, CONFIGS / "finetune" / f"{task}.yaml", here))
-    publish(folder / "adapter", arguments, manifest, about=about, measured_on="held-out synthetic patients")
+        finetune(load_config(FinetuneConfig, CONFIGS / "finetune" / "lesion.yaml", here))
+    publish(
+        folder / "adapter",
+        arguments,
+        manifest,
+        about="Lesions of any kind, outlined and counted at 3 mm, from whichever of five contrasts there are.",
+        measured_on="held-out synthetic patients",
+    )
 
 
 def writer(arguments: argparse.Namespace) -> None:
@@ -153,8 +136,6 @@ def _interval(one: dict[str, float | None]) -> str:
 STEPS = {
     "structures": structures,
     "lesion": lesion,
-    "contrast": contrast,
-    "quality": quality,
     "writer": writer,
 }
 
