@@ -31,8 +31,8 @@ from foundation.progress import progress
 from foundation.reading.collection import read_manifest, read_study
 from foundation.terms import TERMS
 from foundation.training import software_versions
+from heads._reading import find
 from heads.adapters.folder import Backbones, LoadedModel, load_model
-from heads.reading import find
 from heads.report import metrics
 from heads.report.metrics import Counts, correctness, faithfulness, perception, total
 from heads.report.phrasing import HISTORY, cohort_report

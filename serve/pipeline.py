@@ -32,11 +32,11 @@ from foundation.preprocess import PreparedStudy
 from foundation.reading.collection import study_from_path
 from foundation.reading.nifti import write_labels
 from foundation.study import Series, Study
+from heads._reading import find, mask_path
 from heads._relevance import BANDS, where_it_rests
 from heads.adapters.folder import Backbones, LoadedModel, load_model
 from heads.adapters.shared import FeatureCache
 from heads.base import HeadReading, default_models
-from heads.reading import find, mask_path
 from heads.report import Draft
 from heads.report.writing import Writer, load_writers, write_report
 from serve.pdf import pdf_bytes
@@ -107,7 +107,7 @@ def read_study(
     writers: Sequence[Writer] = (),
     record: Admitted | None = None,
 ) -> StudyReading:
-    """What every model finds in the study (`heads/reading.py`), as a reading in words.
+    """What every model finds in the study (`heads/_reading.py`), as a reading in words.
 
     `record` is what may be known of the patient when the study begins; models that read records get it in their own codes, and the
     report its indication and history. Without `writers` templates word the findings.

@@ -108,7 +108,9 @@ def cells(finding: Finding) -> tuple[str, ...]:
     volume = finding.measured("volume")
     probability = finding.probability
     others = (
-        f"{one.name} {format_number(one.value)}{'' if one.unit == '1' else ' ' + one.unit}"
+        f"{one.name} {one.value:.0f}"
+        if one.name == "number"  # a count
+        else f"{one.name} {format_number(one.value)}{'' if one.unit == '1' else ' ' + one.unit}"
         for one in finding.measurements
         if one.name != "volume"
     )

@@ -71,7 +71,6 @@ async function start() {
     crosshairWidthUnit: "mm", // a voxel of a thick series would hide what it points at
     fontSizeScaling: 0.3,
     dragMode: WINDOWING,
-    scrollRequiresFocus: true, // the wheel scrolls the page until the images are clicked
     dragAndDropEnabled: false,
     loadingText: "",
     logLevel: "error",
@@ -84,6 +83,10 @@ async function start() {
     event.preventDefault();
     fall_back("the browser took the graphics memory away; reload the page to try again");
   });
+  // The wheel scrolls the page until the images are clicked: NiiVue takes it always, also with `scrollRequiresFocus`.
+  canvas.parentElement.addEventListener("wheel", (event) => {
+    if (document.activeElement !== canvas) event.stopPropagation();
+  }, { capture: true, passive: true });
   await nv.attachToCanvas(canvas);
   element.dataset.state = "empty";
 }

@@ -15,9 +15,9 @@ from foundation.encoder import Encoder, EncoderConfig
 from foundation.preprocess import prepare_study
 from foundation.reading.collection import read_manifest, read_study
 from heads import parse_head
+from heads._reading import find
 from heads.adapters.folder import load_model
 from heads.base import Scope, TaskConfig, TaskModel, save_task
-from heads.reading import find
 from heads.report.metrics import perception, total
 from heads.report.plan import is_positive
 from heads.report.verifier import verify
