@@ -99,7 +99,8 @@ def save_evaluation(evaluation: Evaluation, folder: Path, *, about: dict[str, ob
     with write_aside(metrics) as aside:
         aside.write_text(json.dumps(without_nan(content), indent=2, allow_nan=False) + "\n")
     written = [metrics]
-    shown = [name for name in evaluation.figures if name.startswith("dice")]
+    each = next(iter(evaluation.cases.values()))  # some figures are of all cases together
+    shown = [name for name in evaluation.figures if name.startswith("dice") and name in each]
     if shown:
         picture = folder / "dice.png"
         rows = []

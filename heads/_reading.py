@@ -89,9 +89,14 @@ def mask_path(name: str) -> str:
     return f"masks/{name}.nii.gz"
 
 
+AIR_IN_CT = -900.0  # Hounsfield units; no MRI has such values in a tenth of its voxels
+
+
 def _blank(study: Study) -> str | None:
-    """Why nothing can be seen in the reference series, None where something may be."""
+    """Why nothing of an MRI can be seen in the reference series, None where something may be."""
     voxels = study.reference.voxels
     if not np.isfinite(voxels).any() or float(np.ptp(voxels[np.isfinite(voxels)])) == 0:
         return "the images are blank, the study is non-diagnostic"
+    if (voxels < AIR_IN_CT).mean() > 0.1:
+        return "the voxels look like Hounsfield units, so this is a CT and no MRI"
     return None

@@ -28,6 +28,14 @@ class Config(segmentation.DenseConfig):
 class Head(segmentation.Head):
     """The network is that of segmentation; reading and scoring are by lesion."""
 
+    def labels_of(self, output: Tensor, prepared: PreparedStudy) -> np.ndarray:
+        """Without what is too small to be a lesion, so that outlines, volumes and numbers are of the same."""
+        labels, affine = super().labels_of(output, prepared), prepared.study.reference.affine
+        for structure in self.config.structures:
+            own = labels == structure.value
+            labels[own & (pieces_of(own, affine, least_ml=structure.min_ml).numbers == 0)] = 0
+        return labels
+
     def read(self, output: Tensor, prepared: PreparedStudy, *, source: str, mask_path: str | None) -> HeadReading:
         labels, reference = self.labels_of(output, prepared), prepared.study.reference
         findings = measure_structures(

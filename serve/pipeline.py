@@ -207,17 +207,21 @@ def read_to_folder(
             "--study-uid, --at and --record-words are about a record", got="no --ehr", remedy="Add --ehr FILE."
         )
     record = None if ehr is None else record_before(ehr, study_uid=study_uid, at=at, words=record_words)
+    images = study_from_path(study, choose, visit, deidentify=deidentify)  # what is wrong with them is soon found
     loaded = load_models(models, backbones)
     if not loaded:
         print("No model was named and $LARMOR_MODELS holds none: nothing in the images is assessed.")
     scribes, reasons = load_writers(writers, backbones)
-    result = read_study(
-        study_from_path(study, choose, visit, deidentify=deidentify), loaded, writers=scribes, record=record
-    )
+    result = read_study(images, loaded, writers=scribes, record=record)
     for reason, times in Counter((*reasons, *result.draft.remarks)).items():
         print(reason if times == 1 else f"{reason} ({times} times)")
     if record is not None and all(one.model.head.reads_record is None for one in loaded):
-        print("No model here reads a record: it gave the report its indication and history, and nothing else.")
+        told = result.reading.indication or any(one.origin == "record" for one in result.reading.findings)
+        print(
+            "No model here reads a record: it gave the report its indication or history, and nothing else."
+            if told
+            else "No model here reads a record, and nothing in it gave the report an indication or a history."
+        )
     save_reading(result, out, bids=bids)
     for path in sorted(file for file in out.rglob("*") if file.is_file()):
         print(f"wrote {path}")

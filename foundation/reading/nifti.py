@@ -461,9 +461,9 @@ def _corners(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _bids_contrast(name: str) -> Contrast:
-    """The contrast that the BIDS suffix names, exactly; `ce-` (contrast agent) makes a T1w a T1w-contrast."""
+    """The contrast that the BIDS suffix names, in whatever case; `ce-` (contrast agent) makes a T1w a T1w-contrast."""
     *entities, suffix = name.split("_")
-    contrast = BIDS_CONTRASTS.get(suffix, "unknown")
+    contrast = {key.lower(): value for key, value in BIDS_CONTRASTS.items()}.get(suffix.lower(), "unknown")
     enhanced = any(entity.startswith("ce-") for entity in entities)
     return "T1w-contrast" if contrast == "T1w" and enhanced else contrast
 

@@ -337,7 +337,7 @@ def _compare(parsed: Parsed, findings: Sequence[Finding], *, has_prior: bool, ha
     if parsed.has_prior and not has_prior:
         problems.append(Problem("prior", "compares, and no earlier study was given"))
     if parsed.loose_numbers:
-        problems.append(Problem("number", f"{parsed.loose_numbers[0]} belongs to no finding"))
+        problems.append(Problem("number", f"{' '.join(parsed.loose_numbers[0])} belongs to no finding"))
     for mention in parsed.mentions:
         if mention.is_record:
             if not has_record:

@@ -52,6 +52,12 @@ def test_lesions_are_counted_over_all_cases(make_series) -> None:
     for one in (said, truth):
         output = 20 * torch.nn.functional.one_hot(torch.from_numpy(one).long(), 2).movedim(-1, 0)[None].float()
         cases.append(head.score_case(output, prepared, truth, {}))
+    assert (
+        head.labels_of(
+            20 * torch.nn.functional.one_hot(torch.from_numpy(said).long(), 2).movedim(-1, 0)[None].float(), prepared
+        )[0, 11, 11]
+        == 0
+    )
     only_first, both = head.summarise(cases[:1]), head.summarise(cases)
     assert only_first["found plaque"] == only_first["true plaque"] == only_first["F1 plaque"] == pytest.approx(2 / 3)
     assert both["found plaque"] == pytest.approx(5 / 6) and both["count error plaque"] == 0

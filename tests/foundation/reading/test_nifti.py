@@ -361,13 +361,14 @@ def test_mutated_headers_are_read_or_refused_and_nothing_else(nifti_file: NiftiF
         ("sub-01_angio", "MRA"),
         ("sub-01_PDT2", "unknown"),
         ("sub-01_T1w_mask", "unknown"),
-        ("sub-01_t1w", "unknown"),
+        ("sub-01_t1w", "T1w"),
+        ("study2_T1W", "T1w"),
         ("T1weighted", "unknown"),
         ("scanT1w", "unknown"),
         ("patient_T1", "unknown"),
     ],
 )
-def test_only_an_exact_bids_suffix_names_a_contrast(nifti_file: NiftiFile, name: str, contrast: str) -> None:
+def test_only_a_bids_suffix_names_a_contrast(nifti_file: NiftiFile, name: str, contrast: str) -> None:
     series = read_nifti(nifti_file(f"{name}.nii.gz"))
     assert (series.contrast, series.name) == (contrast, name)
 
