@@ -31,6 +31,7 @@ def record_command(
     landmark: str | None = None,
     audit: Path | None = None,
     quarantine: Path | None = None,
+    meds: Path | None = None,
 ) -> None:
     """The `larmor record` command. What it prints are counts, which name nobody."""
     if audit and not (study_uid or at):
@@ -44,6 +45,10 @@ def record_command(
         with write_aside(quarantine) as aside:
             aside.write_text("".join(json.dumps(asdict(one)) + "\n" for one in records.summary.quarantined))
         print(f"wrote {quarantine}")
+    if meds:
+        from ehr.meds import write_meds
+
+        print(f"wrote {_number(write_meds(records.values(), meds), 'row')} to {meds}")
     if study_uid or at:
         admitted = _admitted(records, study_uid, at, landmark, zone)
         found = audit_of(records, admitted)

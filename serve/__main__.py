@@ -289,6 +289,7 @@ def _parser() -> argparse.ArgumentParser:
     record.add_argument("--landmark", metavar="NAME=TIME", help="a later moment to look from, as surgery=2020-05-07")
     record.add_argument("--audit", type=Path, metavar="FILE", help="write what was kept and left out, and why, as JSON")
     record.add_argument("--quarantine", type=Path, metavar="FILE", help="write what could not be read, with its place")
+    record.add_argument("--meds", type=Path, metavar="OUT", help="write all of it as MEDS (Parquet) into a new folder")
 
     prepare = command("prepare", "make a collection ready for pretraining; writes volumes and an index into STORE")
     prepare.add_argument(

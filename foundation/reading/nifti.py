@@ -463,9 +463,11 @@ def _corners(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def _bids_contrast(name: str) -> Contrast:
     """The contrast that the BIDS suffix names, in whatever case; `ce-` (contrast agent) makes a T1w a T1w-contrast."""
     *entities, suffix = name.split("_")
-    contrast = {key.lower(): value for key, value in BIDS_CONTRASTS.items()}.get(suffix.lower(), "unknown")
-    enhanced = any(entity.startswith("ce-") for entity in entities)
-    return "T1w-contrast" if contrast == "T1w" and enhanced else contrast
+    is_enhanced = any(entity.startswith("ce-") for entity in entities)
+    for known, contrast in BIDS_CONTRASTS.items():
+        if known.lower() == suffix.lower():
+            return "T1w-contrast" if contrast == "T1w" and is_enhanced else contrast
+    return "unknown"
 
 
 def _read_sidecar(path: Path) -> Acquisition:
