@@ -17,6 +17,7 @@ from foundation.lesions import match, pieces_of
 from foundation.preprocess import PreparedStudy, find_body
 from heads import segmentation
 from heads.base import HeadReading, Target
+from heads.segmentation import score_labels
 
 
 class Config(segmentation.DenseConfig):
@@ -53,10 +54,9 @@ class Head(segmentation.Head):
         self, output: Tensor, prepared: PreparedStudy, labels: np.ndarray | None, targets: dict[str, Target]
     ) -> dict[str, float]:
         """Beside what segmentation measures: how many lesions of each kind there are, were said, were found and are true."""
-        scores = super().score_case(output, prepared, labels, targets)
         assert labels is not None
-        said, affine = self.labels_of(output, prepared), prepared.study.reference.affine
-        labels = self.known_part(labels)
+        said, labels, reference = self.labels_of(output, prepared), self.known_part(labels), prepared.study.reference
+        scores, affine = score_labels(said, labels, self.config.structures, reference.spacing_mm), reference.affine
         for structure in self.config.structures:
             ours, truth = (
                 pieces_of(one == structure.value, affine, least_ml=structure.min_ml) for one in (said, labels)

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from examples.embedded import LARGEST_BYTES
 from foundation.cohort.patient import CohortConfig, make_patient
 from foundation.findings import Reading
 from heads.base import EMBEDDED, default_models
 from heads.report.writing import default_writers, load_writers
 from serve.pipeline import load_models, read_study
 
-LARGEST_BYTES = 25_000_000
 FOLDERS = sorted(file.parent for file in EMBEDDED.glob("*/config.json"))
 
 
