@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-from foundation.errors import InputError
+from foundation.errors import InputError, place_of
 
 Tell = Callable[[float, str], None]
 Work = Callable[[Tell], str]
@@ -42,6 +42,7 @@ class Job:
         self.state: JobState
         self.case_id: str | None = None
         self.error: InputError | None = None
+        self.kind, self.where = "", ""  # of a failure: 'input' or a fault's type, and the function that it arose in
         self.ended = 0.0
         self._jobs, self._work, self._after = jobs, work, after
         self._is_unwanted = False
@@ -72,11 +73,12 @@ class Job:
         except Cancelled:
             self._finish("cancelled")
         except InputError as error:
-            self.error = error
+            self.error, self.kind, self.where = error, "input", place_of(error)
             self._finish("failed")
         except Exception as error:  # whatever it was, others wait; its message may name a patient
             remedy = "This is a fault of ours or of the machine; the administrator's log says where."
             self.error = InputError("a study can be read", got=type(error).__name__, remedy=remedy)
+            self.kind, self.where = type(error).__name__, place_of(error)
             self._finish("failed")
             _log_fault(error)
 
@@ -84,6 +86,10 @@ class Job:
         self._work = _gone  # it may hold a study
         self._after()
         self.ended = time.monotonic()
+        try:
+            self._jobs.on_end(self, state)
+        except Exception as error:  # a full disk: whoever waits for this job is told all the same
+            _log_fault(error)
         self.state = state
         self._end.set()
 
@@ -93,6 +99,7 @@ class Jobs:
 
     def __init__(self, max_waiting: int = MAX_WAITING, max_per_user: int = MAX_PER_USER):
         self.max_waiting, self.max_per_user = max_waiting, max_per_user
+        self.on_end: Callable[[Job, JobState], None] = _unnoted  # told how every job ends, before who waits for it is
         self._jobs: dict[str, Job] = {}
         self._line: list[Job] = []
         self._served: dict[str, int] = {}
@@ -183,6 +190,10 @@ def _gone(tell: Tell) -> str:
 
 
 def _nothing() -> None:
+    pass
+
+
+def _unnoted(job: Job, state: JobState) -> None:
     pass
 
 

@@ -44,7 +44,7 @@ from heads.adapters.shared import FeatureCache
 from serve.cases import DAY_S, CaseStore
 from serve.doors import GRADIO, Allowance, Belongings, Door, Sessions
 from serve.intake import Dropped, read_case
-from serve.jobs import Busy, Job, Jobs, Tell
+from serve.jobs import Busy, Job, Jobs, JobState, Tell
 from serve.pipeline import load_models
 from serve.users import Guard, Users
 from serve.watch import Watcher
@@ -86,6 +86,7 @@ class Server:
         tempfile.tempdir = str(self.uploads)  # of every temporary file of this process, whoever makes it
         self.store = CaseStore(settings.data, settings.keep_s)
         self.jobs = jobs or Jobs()
+        self.jobs.on_end = self._note_end
         self.cache = FeatureCache()
         self.users = None if settings.users is None else Users(settings.users)
         self.token = settings.token or secrets.token_urlsafe(32)
@@ -152,6 +153,15 @@ class Server:
         except BaseException:
             after()
             raise
+
+    def _note_end(self, job: Job, state: JobState) -> None:
+        """Into the audit with what came to nothing: who, when, what kind and where, and no word of any message. What became a
+        case has its own row."""
+        if state == "failed":
+            detail = {"job": job.id, "kind": job.kind, "where": job.where[-80:]}
+            self.store.audit.append(job.user, "reading.failed", detail=detail)
+        elif state == "cancelled":
+            self.store.audit.append(job.user, "reading.cancelled", detail={"job": job.id})
 
     def watch(self, folder: Path, user: str, quiet_s: float) -> None:
         """Take the studies that somebody puts into a folder as this user's."""

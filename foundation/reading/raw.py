@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from tokenize import TokenError  # numpy's way with a header of its oldest versions that is no Python
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,7 @@ def _load_array(path: Path) -> np.ndarray:
     """Mapped, not read: so numpy itself finds, before memory is taken, that a file is shorter than its header says."""
     try:
         array = np.lib.format.open_memmap(path, mode="r")
-    except ValueError as error:
+    except (ValueError, TokenError) as error:
         raise InputError(
             "the file is one whole .npy array", got=error, remedy="Save it again with numpy.save."
         ) from error
@@ -127,7 +128,7 @@ def _read_npz(path: Path) -> RawData:
             for name in ("kspace", "mask", "affine", "noise"):
                 if f"{name}.npy" in archive.namelist():
                     arrays[name] = _load_member(archive, archive.getinfo(f"{name}.npy"))
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, TokenError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError("the archive is undamaged", got=error, remedy="Save it again with numpy.savez.") from error

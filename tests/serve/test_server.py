@@ -220,6 +220,18 @@ def test_a_study_is_read_for_its_sender_alone(server: Running, head: Path, tmp_p
             anna.submit([])
 
 
+def test_what_is_cancelled_is_in_the_audit(server: Running, head: Path):
+    with server.client("bert") as bert:
+        jobs = [bert.submit([head]) for _ in range(3)]
+        for job in jobs:
+            bert.cancel(job)
+        for job in jobs[1:]:
+            with pytest.raises(InputError, match="cancelled"):
+                bert.wait(job)
+    rows = [one for one in Audit(server.data / "audit.sqlite").entries() if one.action == "reading.cancelled"]
+    assert {one.detail["job"] for one in rows} >= set(jobs[1:]) and {one.user for one in rows} == {"bert"}
+
+
 def test_a_hundred_requests_at_once_are_neither_lost_nor_mixed(server: Running, head: Path):
     """Sixteen studies of four users, and whatever they ask for meanwhile."""
     names = list(PASSWORDS)
@@ -272,6 +284,11 @@ def test_planted_identifiers_are_nowhere_but_in_the_case(server: Running, head: 
                 client.read(files, **said)
             errors.append(str(caught.value))
         audit = Audit(server.data / "audit.sqlite")
+        kinds = [(one.user, one.detail["kind"], one.detail["where"]) for one in audit.entries()
+                 if one.action == "reading.failed"]  # fmt: skip
+        assert [(user, kind) for user, kind, _ in kinds[-3:]] == [("anna", "input")] * 3
+        assert [where.rpartition(".")[0] for _, _, where in kinds[-3:]] == [
+            "foundation.reading.nifti", "foundation.reading.dicom.child", "ehr.index"]  # fmt: skip
         told = json.dumps([vars(one) for one in audit.entries()])
         names = [str(path.relative_to(server.data)) for path in server.data.rglob("*")]
         for text in (server.log.read_text(), told, *names, *errors, json.dumps(client.worklist())):
