@@ -354,7 +354,7 @@ def damage_model(whole: dict[str, bytes], rng: Generator) -> tuple[str, dict[str
             text = json.dumps(said).encode()
         else:
             text = mutated(said, rng)
-        size = len(text) if rng.random() < 0.8 else int(rng.choice([0, 1, 2**31, 2**63 - 1, 2**64 - 1], shuffle=False))
+        size = len(text) if rng.random() < 0.8 else (0, 1, 2**31, 2**63 - 1, 2**64 - 1)[int(rng.integers(5))]
         files[name] = size.to_bytes(8, "little") + text + content[8 + length :]
     else:
         files[name] = hurt_bytes(content, rng, most=length + 8)

@@ -40,6 +40,7 @@ from heads.base import HeadReading, default_models
 from heads.report import Draft
 from heads.report.writing import Writer, load_writers, write_report
 from serve.pdf import pdf_bytes
+from serve.person import differences
 from serve.render import Picture, render_html, render_markdown
 from serve.tables import write_bids, write_lesions, write_measurements
 
@@ -145,7 +146,7 @@ def _with_record(result: StudyReading, record: Admitted | None, writers: Sequenc
             update={
                 "indication": indication_of(record),
                 "findings": (*reading.findings, *history_of(record)),
-                "warnings": (*reading.warnings, *filter(None, [held])),
+                "warnings": (*differences(result.study, record), *reading.warnings, *filter(None, [held])),
             }
         )
     return replace(result, reading=reading, draft=write_report(reading, writers, study=result.study))

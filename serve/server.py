@@ -423,7 +423,7 @@ def neutral_names(names: Sequence[str]) -> list[str]:
         ending = ending or ".dcm"  # DICOM files often have none; whether it is one is seen from its content
         kept = [f"{kind}-{_short_hash(value)}" for part in parts for kind, dash, value in [part.partition("-")]
                 if dash and kind in ("sub", "ses")]  # fmt: skip
-        kept.append(f"{number:05d}")
+        kept.append(f"series-{number:0{len(str(len(names)))}d}")
         if parts[-1] in BIDS_CONTRASTS and ending.startswith(".nii"):
             kept.append(parts[-1])
         found.append("_".join(kept) + ending)

@@ -24,6 +24,7 @@ from torch import Tensor
 from foundation.errors import InputError
 from foundation.raw import RawData, from_volume, measured
 from foundation.reading.nifti import MAX_DEFLATE_RATIO, as_input_error, incomplete
+from foundation.text import without_bytes
 
 MAX_SAMPLES = 2**30  # 8 GiB as complex64
 MAX_TEXT_BYTES = 2**20  # of a BART header
@@ -114,7 +115,7 @@ def _load_array(path: Path) -> np.ndarray:
         array = np.lib.format.open_memmap(path, mode="r")
     except (ValueError, TokenError) as error:
         raise InputError(
-            "the file is one whole .npy array", got=error, remedy="Save it again with numpy.save."
+            "the file is one whole .npy array", got=without_bytes(error), remedy="Save it again with numpy.save."
         ) from error
     check_size(array.shape)
     return np.array(array)
@@ -131,7 +132,7 @@ def _read_npz(path: Path) -> RawData:
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, TokenError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError("the archive is undamaged", got=error, remedy="Save it again with numpy.savez.") from error
+        raise InputError("the archive is undamaged", got=without_bytes(error), remedy="Save it again with numpy.savez.") from error
     if "kspace" not in arrays:
         raise InputError(
             "an archive has an array 'kspace'", got="none", remedy="numpy.savez(file, kspace=..., mask=...)"

@@ -308,7 +308,8 @@ def test_names_of_ours_keep_what_a_reader_needs():
     ]
     found = neutral_names(names)
     assert [re.sub("-[0-9a-f]{8}", "-#", one) for one in found] == [
-        "sub-#_ses-#_00001_T1w.nii.gz", "sub-#_ses-#_00002_FLAIR.nii", "00003.zip", "00004.dcm", "00005.dcm", "00006.dcm",
+        "sub-#_ses-#_series-1_T1w.nii.gz", "sub-#_ses-#_series-2_FLAIR.nii", "series-3.zip", "series-4.dcm", "series-5.dcm",
+        "series-6.dcm",
     ]  # fmt: skip
     assert found[0][:12] == found[1][:12] and found[0][13:25] != found[1][13:25]
 
