@@ -33,6 +33,7 @@ from collections.abc import Callable, Sequence
 from contextlib import chdir
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -69,7 +70,7 @@ KINDS = {
     "zip": Kind(5_000, 100, 2 * GIB, _damage.dicom_sources),
     "hdf5": Kind(5_000, 500, 4 * GIB, _damage.hdf5_sources),
     "array": Kind(5_000, 500, 4 * GIB, _damage.array_sources),
-    "model": Kind(5_000, 250, 6 * GIB, _damage.model_sources),
+    "model": Kind(5_000, 1_000, 6 * GIB, _damage.model_sources),
 }  # address space, of which torch alone takes three GiB; what was touched of it is in the table
 
 
@@ -111,6 +112,8 @@ class Tally:
 def read_cases(kind: str, sources: str, seed: int, first: int, count: int, loud: bool = False) -> int:
     """What becomes of `count` cases from number `first`, a line each in `done.jsonl` where it runs, which is the child's folder."""
     whole = {path.name: path.read_bytes() for path in sorted(Path(sources).iterdir())}
+    for module in NEEDED.get(kind, ()):
+        import_module(module)  # what is imported when it is first needed is no time of a case
     with open("done.jsonl", "a", buffering=1) as done:
         for case in range(first, first + count):
             rng = default_rng([seed, list(KINDS).index(kind), case])
@@ -185,6 +188,7 @@ def _model(whole: dict[str, bytes], rng: Generator, case: int) -> Callable[[], o
     return partial(Encoder.load if target == "encoder" else load_model, Path(target).absolute())
 
 
+NEEDED = {"dicom": ("highdicom",), "zip": ("highdicom",), "model": ("heads.segmentation", "heads.classification")}
 PREPARE = {"nifti": _nifti, "dicom": _dicom, "zip": _zip, "hdf5": _raw, "array": _raw, "model": _model}
 
 
