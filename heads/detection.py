@@ -55,15 +55,20 @@ class Head(segmentation.Head):
     ) -> dict[str, float]:
         """Beside what segmentation measures: how many lesions of each kind there are, were said, were found and are true."""
         assert labels is not None
-        said, labels, reference = self.labels_of(output, prepared), self.known_part(labels), prepared.study.reference
-        scores, affine = score_labels(said, labels, self.config.structures, reference.spacing_mm), reference.affine
+        return self.score_masks(
+            self.labels_of(output, prepared), self.known_part(labels), prepared.study.reference.affine
+        )
+
+    def score_masks(self, said: np.ndarray, truth: np.ndarray, affine: np.ndarray) -> dict[str, float]:
+        """`score_case` of two label maps on one grid, whoever drew them."""
+        scores = score_labels(said, truth, self.config.structures, np.linalg.norm(affine[:3, :3], axis=0))
         for structure in self.config.structures:
-            ours, truth = (
-                pieces_of(one == structure.value, affine, least_ml=structure.min_ml) for one in (said, labels)
+            ours, theirs = (
+                pieces_of(one == structure.value, affine, least_ml=structure.min_ml) for one in (said, truth)
             )
-            matches = match(ours, truth)
+            matches = match(ours, theirs)
             scores |= {
-                f"lesions {structure.name}": float(len(truth)),
+                f"lesions {structure.name}": float(len(theirs)),
                 f"said {structure.name}": float(len(ours)),
                 f"found {structure.name}": float(matches.found.sum()),
                 f"true {structure.name}": float(matches.true.sum()),
