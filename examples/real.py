@@ -139,14 +139,14 @@ PARTS = {
         "hippocampus.yaml",
         hippocampus,
         (5, 10, 20, 50, None),
-        ("scratch", "full", "lora", "frozen", "dynunet", "linear", "atlas"),
+        ("scratch", "full", "lora", "frozen", "dynunet", "atlas"),
         "Medical Segmentation Decathlon task 4 (CC BY-SA 4.0); the start has seen synthetic heads only.",
     ),
     "heads": Part(
         "brain-structures.yaml",
         heads,
         (3, 5),
-        ("scratch", "full", "lora", "frozen", "dynunet", "linear", "atlas"),
+        ("scratch", "full", "lora", "frozen", "dynunet", "atlas"),
         "IXI (CC BY-SA 3.0), DLMUSE's automatic labels: a silver standard; the start has seen synthetic heads only.",
     ),
     "age": Part(
