@@ -120,7 +120,7 @@ def read_study(
         if (prepared := found.prepared.get(loaded.config.name)) is not None:
             rests_on |= _what_rests_where(loaded, found.said[loaded.config.name], prepared)
     masks = {
-        mask_path(name): Mask(labels, loaded.config.head.structures)  # pyright: ignore[reportAttributeAccessIssue]
+        mask_path(name): Mask(labels, loaded.config.head.drawn)  # pyright: ignore[reportAttributeAccessIssue]
         for loaded in models
         if (name := loaded.config.name) in found.said and (labels := found.said[name].labels) is not None
     }
