@@ -37,6 +37,9 @@ class Kinds(nn.Module):
         super().__init__()
         self.values, self.together = np.array(values, dtype=np.int16), np.isin(values, together)
         self.weight: Tensor
+        self.bias: Tensor
+        self.mean: Tensor
+        self.spread: Tensor
         for name, shape in {
             "weight": (len(values), NUM_FEATURES),
             "bias": (len(values),),
