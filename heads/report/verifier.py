@@ -198,7 +198,8 @@ def _hedge(clause: str, first: int, last: int, near: str, spans: Sequence[tuple[
     quiet = clause
     for pattern in (words.NOT_NEGATION, _compiled(words.CHANGES["new"])):
         quiet = pattern.sub(lambda match: " " * len(match[0]), quiet)
-    before = quiet[:first]
+    # What is said of the other side, before an ellipsis, is not said of this one.
+    before = quiet[:first] if last > first else ""
     triggers = [match.end() for match in words.NEGATED_BEFORE.finditer(before)]
     if triggers and not words.SCOPE_ENDS.search(before, triggers[-1]):
         return "unlikely" if doubt == "unlikely" else "absent"

@@ -182,3 +182,11 @@ def test_several_of_a_kind_that_nobody_knows_are_named_in_the_plural():
     assert verify_sentence(text, [many], has_prior=False) == []
     one = many.model_copy(update={"measurements": ()})
     assert fill("<c1.name> on the <c1.side> .", Statement("Findings", "present", (one,))) == "Odd spot on the right."
+
+
+@pytest.mark.parametrize("there", ["right", "left"])
+def test_a_side_that_was_not_found_says_nothing_of_the_other(there: str):
+    text = "Lesion: right 3.20 ml; left not found." if there == "right" else "Lesion: right not found; left 3.20 ml."
+    assert {one.side: one.hedge for one in parse(text).mentions} == {
+        "right": "stated" if there == "right" else "absent", "left": "stated" if there == "left" else "absent"
+    }  # fmt: skip
