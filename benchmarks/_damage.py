@@ -143,7 +143,8 @@ def _made_series(into: Path, planes: int) -> None:
 
     kind, rng = "1.2.840.10008.5.1.4.1.1.4", default_rng(0)
     for plane in range(planes):
-        one, meta = Dataset(), FileMetaDataset()
+        one = Dataset()
+        meta: Any = FileMetaDataset()
         meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, kind
         one.SOPClassUID, one.SOPInstanceUID = kind, f"1.2.3.4.{plane + 1}"
         meta.MediaStorageSOPInstanceUID, one.file_meta = one.SOPInstanceUID, meta
@@ -252,7 +253,7 @@ def hdf5_sources(into: Path) -> None:
     scan.write_xml_header(ISMRMRD.encode())
     for number in range(2):
         for line in range(8):
-            readout = ismrmrd.Acquisition.from_array(np.ascontiguousarray(kspace[number, :, :, line]))
+            readout: Any = ismrmrd.Acquisition.from_array(np.ascontiguousarray(kspace[number, :, :, line]))
             readout.idx.slice, readout.idx.kspace_encode_step_1, readout.center_sample = number, line, 16
             readout.position[:], readout.read_dir[:] = (0.0, 0.0, 5.0 * number), (1.0, 0.0, 0.0)
             readout.phase_dir[:], readout.slice_dir[:] = (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
@@ -315,14 +316,14 @@ def model_sources(into: Path) -> None:
     encoder = Encoder(sizes)
     head = parse_head({"kind": "classification", "target": "t", "classes": ["no", "yes"]})
     dense = parse_head({"kind": "segmentation", "structures": [{"value": 1, "name": "tumour", "paired": True}]})
-    scope = Scope(contrasts=("T1w",), smallest_extent_mm=(50.0,) * 3, largest_extent_mm=(250.0,) * 3)
+    scope = Scope(contrasts=("T1w",), smallest_extent_mm=(50.0, 50.0, 50.0), largest_extent_mm=(250.0, 250.0, 250.0))
     about = {"caution": None, "encoder": sizes, "spacing_mm": (8.0,) * 3, "scope": scope}
     made = into / "made"
     encoder.save(made / "encoder", card="", provenance={})
     save_task(made / "task", TaskModel.build(Encoder(sizes), dense), TaskConfig(name="dense", head=dense, **about),
               card="", provenance={})  # fmt: skip
     place = "blocks.0.mlp.fc2"
-    width = encoder.get_submodule(place).weight.shape
+    width = encoder.get_parameter(f"{place}.weight").shape
     low = LowRank(torch.zeros(4, width[1]), torch.zeros(width[0], 4))
     model = TaskModel.build(encoder, head)
     save_adapter(made / "adapter", Adapter(4, 8, {place: low}), model.head, TaskConfig(name="a", head=head, **about),

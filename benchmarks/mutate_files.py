@@ -46,7 +46,9 @@ from foundation.progress import progress
 from foundation.reading.sandbox import Limits, run_limited
 
 HANG_S = 5.0
-END_S = 30  # after which a child is ended: a case that takes longer than `HANG_S` beside others is timed once more alone
+END_S = (
+    30  # after which a child is ended: a case that takes longer than `HANG_S` beside others is timed once more alone
+)
 START_S = 120.0  # for a child to begin, on a busy machine
 GIB = 2**30
 CONVERTED = 20  # one DICOM case in so many goes all the way to a volume
@@ -262,9 +264,7 @@ def _kept(kept: Path | None, kind: str, seed: int) -> dict[tuple[int, int], list
     if kept is None or not kept.is_file():
         return {}
     lines = [json.loads(line) for line in kept.read_text().splitlines()]
-    return {
-        (one["first"], one["count"]): one["cases"] for one in lines if one["kind"] == kind and one["seed"] == seed
-    }
+    return {(one["first"], one["count"]): one["cases"] for one in lines if one["kind"] == kind and one["seed"] == seed}
 
 
 def table(tallies: dict[str, Tally]) -> str:
@@ -292,12 +292,15 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--progress", type=Path, metavar="FILE", help="keep and find what is done, a line a batch")
     parser.add_argument("--only", metavar="KIND:CASE", help="this one, here, with what it says")
     options = vars(parser.parse_args(arguments))
+    case = 0
     if options["only"]:
-        kind, _, case = options["only"].partition(":")
-        numbers = {kind: 1}
+        kind, _, number = options["only"].partition(":")
+        numbers, case = {kind: 1}, int(number)
     else:
         wanted = {name: options[name] if options[name] is not None else options["others"] for name in KINDS}
-        numbers = {name: round(options["share"] * (KINDS[name].cases if n is None else n)) for name, n in wanted.items()}
+        numbers = {
+            name: round(options["share"] * (KINDS[name].cases if n is None else n)) for name, n in wanted.items()
+        }
     tallies: dict[str, Tally] = {}
     for kind, cases in numbers.items():
         if not cases:
@@ -310,7 +313,7 @@ def main(arguments: Sequence[str]) -> int:
                 KINDS[kind].sources(sources)
             if options["only"]:
                 with TemporaryDirectory() as place, chdir(place):
-                    read_cases(kind, folder, options["seed"], int(case), 1, loud=True)
+                    read_cases(kind, folder, options["seed"], case, 1, loud=True)
                     said = Path("done.jsonl").read_text()
                 print(said, end="")
                 return int(json.loads(said)["became"] not in ("read", "refused"))

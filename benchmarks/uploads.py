@@ -76,7 +76,7 @@ class Outcome:
         return [
             f"{self.sent} studies of {self.users} users sent at once: {len(self.lost)} lost, {len(self.mixed)} mixed",
             f"all read after {self.seconds:.0f} s, {60 * self.sent / self.seconds:.0f} a minute, one at a time",
-            f"waiting, from sending to reading: median {middle:.1f} s, 95 % within {late:.1f} s, longest {max(self.waits_s, default=0.0):.1f} s",
+            f"sent to read: median {middle:.1f} s, 95 % within {late:.1f} s, longest {max(self.waits_s, default=0):.1f} s",
             f"the server's memory at its peak: {self.server_mib:.0f} MiB",
             *(f"lost: {one}" for one in self.lost),
             *(f"mixed: {one}" for one in self.mixed),
@@ -104,13 +104,13 @@ def make_study(folder: Path, number: int) -> tuple[Path, ...]:
 
 
 def make_model(folder: Path) -> Path:
-    """A segmentation model as small as they come, not fitted: what it outlines depends on the voxels, which is all that is asked."""
+    """A small segmentation model, not fitted: what it outlines depends on the voxels, which is all that is asked."""
     torch.manual_seed(0)
     structure = Structure(value=1, name="tumour", paired=True)
     head = parse_head({"kind": "segmentation", "structures": [structure.model_dump()]})
     encoder = EncoderConfig(width=64, depth=2)
-    scope = Scope(contrasts=CONTRASTS, smallest_extent_mm=(50.0,) * 3, largest_extent_mm=(300.0,) * 3)
-    config = TaskConfig(name="small", caution=None, encoder=encoder, head=head, spacing_mm=(8.0,) * 3, scope=scope)
+    scope = Scope(contrasts=CONTRASTS, smallest_extent_mm=(50.0, 50.0, 50.0), largest_extent_mm=(300.0, 300.0, 300.0))
+    config = TaskConfig(name="small", caution=None, encoder=encoder, head=head, spacing_mm=(8.0, 8.0, 8.0), scope=scope)
     save_task(folder, TaskModel.build(Encoder(encoder), head), config, card="not fitted", provenance={})
     return folder
 

@@ -17,7 +17,15 @@ from ehr.output import HL7, NAMESPACE, Json, Version, checked
 CASES = "urn:larmor:case"
 USERS = "urn:larmor:user"
 # By the first word of an action's second part; what else happens to a case is an update of it.
-ACTIONS = {"read": "C", "failed": "C", "cancelled": "C", "deleted": "D", "downloaded": "R", "seen": "R", "exported": "R"}
+ACTIONS = {
+    "read": "C",
+    "failed": "C",
+    "cancelled": "C",
+    "deleted": "D",
+    "downloaded": "R",
+    "seen": "R",
+    "exported": "R",
+}
 ROLES = {"signed": "verifier", "read": "assembler"}
 MAKES = {"read": "CREATE", "signed": "UPDATE", "amended": "UPDATE", "reworded": "UPDATE", "redrawn": "UPDATE",
          "decided": "UPDATE", "deleted": "DELETE"}  # fmt: skip

@@ -38,7 +38,9 @@ class EncoderConfig(Config):
 
     width: int = Field(default=192, ge=HEAD_DIM, le=2**13, multiple_of=HEAD_DIM)
     depth: int = Field(default=6, ge=0, le=2**8)
-    mlp_ratio: float = Field(default=8 / 3, gt=0, le=64)  # SwiGLU has three matrices: as many weights as a plain MLP of ratio 4
+    mlp_ratio: float = Field(
+        default=8 / 3, gt=0, le=64
+    )  # SwiGLU has three matrices: as many weights as a plain MLP of ratio 4
     num_registers: int = Field(default=4, ge=0, le=2**10)
     drop_path: float = 0.0
     layer_scale: float = 0.1

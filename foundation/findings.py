@@ -548,7 +548,9 @@ def _tally(
         if whole_pieces:
             for structure in (one for one in structures if one.paired):
                 own = labels.ravel()[where] == structure.value
-                is_left[own] = lies_left(labels == structure.value, series, midline, whole_pieces=True).ravel()[where[own]]
+                is_left[own] = lies_left(labels == structure.value, series, midline, whole_pieces=True).ravel()[
+                    where[own]
+                ]
         part = part + (is_split[part] & is_left)
 
     in_plane = [

@@ -1,7 +1,7 @@
 """A mark of its own in every field of a DICOM header and of a FHIR record that can hold words, and the search for them afterwards.
 
-    planted = plant_dicom(folder)          files, names and private elements included; `planted.fields` says which mark lies where
-    planted.found_in(path)                 the fields whose marks are anywhere below, packed files opened
+planted = plant_dicom(folder)          files, names and private elements included; `planted.fields` says which mark lies where
+planted.found_in(path)                 the fields whose marks are anywhere below, packed files opened
 """
 
 from __future__ import annotations
@@ -31,17 +31,25 @@ from foundation.reading.dicom.deidentify import CODES, NUMBERS, SEQUENCES, TAGS,
 from tests.foundation.reading.dicom_making import T1, Made, oblique, write_series
 
 DAY, DAY_ISO, TIME, AGE = "17530214", "1753-02-14", "031415.926535", "117Y"
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # Without these as they are nothing is read: what is an image, of what, where, and how pixels are stored. Most may be planted
 # one by one all the same: what is then refused must not quote them.
-READ_BY = frozenset(
-    "SpecificCharacterSet Modality ImageType SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID "
-    "SeriesNumber InstanceNumber AcquisitionNumber PixelSpacing SliceThickness SpacingBetweenSlices ImagePositionPatient "
-    "ImageOrientationPatient PhotometricInterpretation SamplesPerPixel NumberOfFrames PixelData FloatPixelData "
-    "DoubleFloatPixelData RescaleSlope RescaleIntercept WindowCenter WindowWidth VOILUTFunction EchoTime RepetitionTime "
-    "InversionTime FlipAngle MagneticFieldStrength EchoNumbers TemporalPositionIdentifier TriggerTime DiffusionBValue "
-    "ScanningSequence SequenceVariant BurnedInAnnotation LossyImageCompression PixelPaddingValue ModalityLUTSequence "
-    "VOILUTSequence RealWorldValueMappingSequence NumberOfTemporalPositions ImagesInAcquisition EffectiveEchoTime "
-    "PatientIdentityRemoved SliceLocation FrameTime WaveformSequence".split()
+READ_BY = _names(
+    """
+    SpecificCharacterSet Modality ImageType SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID
+    SeriesNumber InstanceNumber AcquisitionNumber PixelSpacing SliceThickness SpacingBetweenSlices ImagePositionPatient
+    ImageOrientationPatient PhotometricInterpretation SamplesPerPixel NumberOfFrames PixelData FloatPixelData
+    DoubleFloatPixelData RescaleSlope RescaleIntercept WindowCenter WindowWidth VOILUTFunction EchoTime RepetitionTime
+    InversionTime FlipAngle MagneticFieldStrength EchoNumbers TemporalPositionIdentifier TriggerTime DiffusionBValue
+    ScanningSequence SequenceVariant BurnedInAnnotation LossyImageCompression PixelPaddingValue ModalityLUTSequence
+    VOILUTSequence RealWorldValueMappingSequence NumberOfTemporalPositions ImagesInAcquisition EffectiveEchoTime
+    PatientIdentityRemoved SliceLocation FrameTime WaveformSequence
+    """
 )
 WORDS = frozenset(("AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"))
 # Groups of acquisition and image: their numbers place and order slices, for us or for dcm2niix, so they are planted one by one.
@@ -115,8 +123,8 @@ def opened(content: bytes) -> Iterator[bytes]:
 def plant_dicom(folder: Path) -> Planted:
     """A readable series in folders and files whose names are planted too; every file has the same marks."""
     planted = Planted()
-    made: Made = write_series(folder / "plain", shape=(24, 24, 6), affine=oblique(20.0, (3.0, 3.0, 12.0)), StudyInstanceUID=planted.mark("StudyInstanceUID", "UI"),
-                              SeriesInstanceUID=planted.mark("SeriesInstanceUID", "UI"))  # fmt: skip
+    uids = {name: planted.mark(name, "UI") for name in ("StudyInstanceUID", "SeriesInstanceUID")}
+    made: Made = write_series(folder / "plain", shape=(24, 24, 6), affine=oblique(20.0, (3.0, 3.0, 12.0)), **uids)
     place = folder / planted.mark("a folder's name") / planted.mark("a folder's name")
     place.mkdir(parents=True)
     extra = Dataset()
@@ -150,7 +158,7 @@ def plant_dicom(folder: Path) -> Planted:
 
 def fill(dataset: Dataset, planted: Planted, *, but: frozenset[str] = READ_BY | SEQUENCES | TAGS) -> None:
     """Every element of the dictionary that can hold words, a day, a UID or a number as text."""
-    for number, (kinds, _, _, retired, keyword) in DicomDictionary.items():
+    for number, (kinds, _, _, _, keyword) in DicomDictionary.items():
         tag = Tag(number)
         if not keyword or tag.group in (0, 2, 4, 6) or keyword in but:
             continue
@@ -182,14 +190,20 @@ def item(planted: Planted, where: str, depth: int = 2) -> Dataset:
 def one_by_one(file: Path) -> Iterator[tuple[str, bytes, Planted]]:
     """The same file with one of the fields that decide how it is read planted, for each of them in turn."""
     kinds = {entry[4]: entry[0].split(" ")[0] for entry in DicomDictionary.values()}
-    numbers = {entry[4] for number, entry in DicomDictionary.items() if number >> 16 in ACQUISITION and entry[0] in ("IS", "DS")}
+    numbers = {
+        entry[4]
+        for number, entry in DicomDictionary.items()
+        if number >> 16 in ACQUISITION and entry[0] in ("IS", "DS")
+    }
     for name in sorted((READ_BY | NUMBERS | UIDS | numbers | set(CODES)) - {"PixelData", "SpecificCharacterSet"}):
         kind = kinds[name]
         if kind not in WORDS | {"UI", "IS", "DS"}:
             continue
         planted, dataset = Planted(), pydicom.dcmread(file)
         setattr(dataset, name, None)
-        value = planted.mark(name, kind if kind == "UI" else "LO")  # also where a number belongs: a damaged or hostile header
+        value = planted.mark(
+            name, kind if kind == "UI" else "LO"
+        )  # also where a number belongs: a damaged or hostile header
         dataset[name] = DataElement(Tag(name), kind if kind not in ("IS", "DS") else "LO", value)
         stream = BytesIO()
         dataset.save_as(stream)
@@ -218,17 +232,21 @@ def identity_in(file: Path, planted: Planted) -> set[str]:
 # ------------------------------------------------------------------------------------------------ FHIR
 
 # What decides what a resource is, of whom, when and how much.
-FHIR_READ_BY = frozenset(
-    "resourceType system code status gender birthDate reference unit url intent category type class period start end started "
-    "issued authoredOn recordedDate onsetDateTime effectiveDateTime performedDateTime date use contentType div comparator "
-    "occurrenceDateTime abatementDateTime deceasedDateTime effectiveInstant value".split()
+FHIR_READ_BY = _names(
+    """
+    resourceType system code status gender birthDate reference unit url intent category type class period start end started
+    issued authoredOn recordedDate onsetDateTime effectiveDateTime performedDateTime date use contentType div comparator
+    occurrenceDateTime abatementDateTime deceasedDateTime effectiveInstant value
+    """
 )
 
 
 def plant_fhir(bundle: dict[str, Any]) -> tuple[dict[str, Any], Planted]:
     """A copy of a bundle with marks in every text, in codings, identifiers, notes and extensions that are added, and in keys."""
     planted = Planted()
-    names = {entry["resource"]["id"]: planted.mark(f"{entry['resource']['resourceType']}.id") for entry in bundle["entry"]}
+    names = {
+        entry["resource"]["id"]: planted.mark(f"{entry['resource']['resourceType']}.id") for entry in bundle["entry"]
+    }
     text = json.dumps(bundle)
     for name, mark in names.items():
         text = re.sub(rf'(?<=["/]){re.escape(name)}(?=")', mark, text)
@@ -263,10 +281,14 @@ def plant_fhir(bundle: dict[str, Any]) -> tuple[dict[str, Any], Planted]:
                                                                     "value": mark("identifier.value")}]  # fmt: skip
         resource["extension"] = [{"url": mark("extension.url"), "valueString": mark("extension.valueString")}]
         resource["meta"] = {"source": mark("meta.source"), "tag": [{"display": mark("meta.tag")}]}
-        resource["contained"] = [{"resourceType": "Organization", "id": mark("contained.id"), "name": mark("contained.name")}]
+        resource["contained"] = [
+            {"resourceType": "Organization", "id": mark("contained.id"), "name": mark("contained.name")}
+        ]
         resource[mark("a key")] = mark("an unknown value")
         if kind == "Patient":
-            resource["name"] = [{"family": mark("name.family"), "given": [mark("name.given")], "text": mark("name.text")}]
+            resource["name"] = [
+                {"family": mark("name.family"), "given": [mark("name.given")], "text": mark("name.text")}
+            ]
             resource["address"] = [{"line": [mark("address.line")], "city": mark("address.city")}]
             resource["telecom"] = [{"system": "phone", "value": mark("telecom")}]
             resource["contact"] = [{"name": {"family": mark("contact.name")}}]

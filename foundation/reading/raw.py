@@ -132,7 +132,9 @@ def _read_npz(path: Path) -> RawData:
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, TokenError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError("the archive is undamaged", got=without_bytes(error), remedy="Save it again with numpy.savez.") from error
+        raise InputError(
+            "the archive is undamaged", got=without_bytes(error), remedy="Save it again with numpy.savez."
+        ) from error
     if "kspace" not in arrays:
         raise InputError(
             "an archive has an array 'kspace'", got="none", remedy="numpy.savez(file, kspace=..., mask=...)"

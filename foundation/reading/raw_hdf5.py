@@ -56,7 +56,9 @@ def read_hdf5(path: Path) -> RawData:
             return _read_ismrmrd(file)
         rule = "an .h5 of raw data has 'kspace' (fastMRI) or 'dataset' (ISMRMRD)"
         raise InputError(
-            rule, got=", ".join(sorted(without_bytes(name) for name in names)[:8]) or "nothing", remedy="Give a file of one of these layouts."
+            rule,
+            got=", ".join(sorted(without_bytes(name) for name in names)[:8]) or "nothing",
+            remedy="Give a file of one of these layouts.",
         )
 
 
@@ -72,7 +74,9 @@ def _opened(path: Path) -> Iterator[h5py.File]:
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, UnicodeError) as error:
         if not _is_from_h5py(error):
             raise
-        raise InputError("the file is undamaged HDF5", got=without_bytes(error), remedy="Copy or download it again.") from error
+        raise InputError(
+            "the file is undamaged HDF5", got=without_bytes(error), remedy="Copy or download it again."
+        ) from error
 
 
 def _is_from_h5py(error: BaseException) -> bool:

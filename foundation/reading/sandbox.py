@@ -110,7 +110,9 @@ def _serve() -> None:
     try:
         answer = {"value": getattr(import_module(module), function)(**job["arguments"])}
     except InputError as error:
-        answer = {"broken": {"rule": error.rule, "got": str(error.got), "remedy": error.remedy, "where": place_of(error)}}
+        answer = {
+            "broken": {"rule": error.rule, "got": str(error.got), "remedy": error.remedy, "where": place_of(error)}
+        }
     except MemoryError:
         answer = {"failed": "more memory needed than allowed"}
     except (

@@ -20,7 +20,11 @@ from tests.planting import Planted, identity_in, one_by_one, plant_dicom, plant_
 from tests.serve.making import head_file, tiny_model
 
 pytestmark = pytest.mark.timeout(600)
-ARCHIVED = {*IDENTITY, "StudyInstanceUID", "SeriesInstanceUID"}  # what SEG and SR may repeat: the archive files them by it
+ARCHIVED = {
+    *IDENTITY,
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+}  # what SEG and SR may repeat: the archive files them by it
 
 
 @pytest.fixture
@@ -37,7 +41,9 @@ def test_no_word_of_a_header_is_anywhere_but_where_the_archive_needs_it(
 ) -> None:
     planted = plant_dicom(tmp_path / "in")
     assert len(planted.fields) > 5_000, "the dictionary is what it was"
-    assert planted.found_in(tmp_path / "in") >= set(planted.fields.values()), "they were planted and the search finds them"
+    assert planted.found_in(tmp_path / "in") >= set(planted.fields.values()), (
+        "they were planted and the search finds them"
+    )
     model, out = tiny_model(tmp_path / "all"), tmp_path / "out"
     about = (model / "config.json").read_text()  # an agent is planted too, which makes it another contrast
     (model / "config.json").write_text(about.replace('"T1w"', '"T1w", "T1w-contrast"'))
@@ -47,7 +53,7 @@ def test_no_word_of_a_header_is_anywhere_but_where_the_archive_needs_it(
         assert main(["dicom", str(tmp_path / "in")]) == 0
     said = capfd.readouterr()
     assert planted.found_in(said.out, said.err, caplog.text, temporary) == set() and not list(temporary.iterdir())
-    objects = {path for path in out.rglob("*.dcm")}
+    objects = set(out.rglob("*.dcm"))
     assert len(objects) == 2
     for file in (path for path in out.rglob("*") if path.is_file()):
         found = planted.found_in(file)
@@ -71,19 +77,19 @@ def test_what_cannot_be_read_is_not_quoted(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.chdir(place)
         (place / "study" / "one").write_bytes(content)
         for other in files[1:]:
-            (place / "study" / other.name).symlink_to(other)
+            (place / "study" / other.name).hardlink_to(other)  # a link that leads out would not be followed
         try:
             answer = survey(str(place / "study"))
         except InputError as error:
             refused.add(name)
-            assert planted.found_in(str(error)) == set(), (name, error)
+            said = str(error)
         else:
             for volume in answer["volumes"]:
                 volume.pop("words")  # shown by larmor dicom --names alone
                 refused |= {name} if volume["broken"] or volume["aside"] else set()
             said = json.dumps(answer)
-            assert planted.found_in(said) <= ({"SeriesNumber"} if name == "SeriesNumber" else set()), (name, said)
-    assert number > 250 and len(refused) > 5, refused
+        assert planted.found_in(said) <= ({"SeriesNumber"} if name == "SeriesNumber" else set()), (name, said)
+    assert number > 250 and 5 < len(refused) < 100, refused
 
 
 def planted_record(folder: Path) -> tuple[Path, Planted, str]:
@@ -104,9 +110,9 @@ def test_no_word_of_a_record_is_anywhere_unless_it_was_asked_for(
     with caplog.at_level(logging.DEBUG):
         assert main([*command[:2], str(tmp_path / "out"), *command[2:]]) == 0
         assert main(["record", str(record)]) == 0
-        audit, aside, meds = (str(tmp_path / "record" / name) for name in ("audit.json", "aside.jsonl", "meds"))
+        audit, aside = (str(tmp_path / "record" / name) for name in ("audit.json", "aside.jsonl"))
         (tmp_path / "record").mkdir()
-        assert main(["record", str(record), "--study", uid, "--audit", audit]) == 0
+        assert main(["record", str(record), "--study", uid, "--audit", audit, "--quarantine", aside]) == 0
         for wrong in (["--study-uid", "9.9"], []):
             main([*command[:2], str(tmp_path / "wrong"), *command[2:-2], *wrong])
     said = capfd.readouterr()

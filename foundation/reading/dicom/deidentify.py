@@ -110,8 +110,8 @@ EMPTY = ("StudyDate", "StudyTime", "AccessionNumber", "StudyID", "ReferringPhysi
 
 
 # What an archive files SEG and SR by, and an earlier study or a record is compared with; no other word of a header goes on.
-IDENTITY = ("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex", "PatientAge", "StudyDate", "StudyTime",
-            "StudyID", "AccessionNumber", "ReferringPhysicianName")  # fmt: skip
+IDENTITY = ("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex", "PatientAge", "StudyDate",
+            "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName")  # fmt: skip
 SEXES = ("M", "F", "O")
 
 
