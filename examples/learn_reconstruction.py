@@ -4,9 +4,9 @@
     python -m examples.learn_reconstruction runs/smoke --smoke               minutes: small, coarse, 150 steps
     python -m examples.learn_reconstruction runs/compare --compare told untold unet        what its parts are worth
 
-OUT/model is what `larmor reconstruct --model` and `python -m examples.measure_reconstruction` take. `--compare` trains more networks
-on the same scans in the same steps: OUT/told, which is told of the scan and sees no tokens, OUT/untold, which is not told either, and
-OUT/unet, a plain U-Net on the zero-filled image, as large as takes the same time. Stopped, it continues.
+OUT/model is what `larmor reconstruct --model` and `python -m examples.measure_reconstruction` take. `--compare` trains more
+networks on the same scans in the same steps: OUT/told, which is told of the scan and sees no tokens, OUT/untold, which is not
+told either, and OUT/unet, a plain U-Net on the zero-filled image, as large as takes the same time. Stopped, it continues.
 """
 
 from __future__ import annotations
