@@ -63,10 +63,11 @@ class Planted:
 
     fields: dict[str, str] = field(default_factory=lambda: {DAY: "a day", DAY_ISO: "a day", "031415.926": "a time"})
     files: tuple[Path, ...] = ()
+    first: int = 0
 
     def mark(self, where: str, kind: str = "LO") -> str:
         """A new mark as a value of this kind."""
-        number = len(self.fields)
+        number = self.first + len(self.fields)
         if kind in ("DA", "DT", "TM", "AS"):
             return {"DA": DAY, "DT": f"{DAY}{TIME}", "TM": TIME, "AS": AGE}[kind]
         if kind == "UI":
@@ -243,7 +244,7 @@ FHIR_READ_BY = _names(
 
 def plant_fhir(bundle: dict[str, Any]) -> tuple[dict[str, Any], Planted]:
     """A copy of a bundle with marks in every text, in codings, identifiers, notes and extensions that are added, and in keys."""
-    planted = Planted()
+    planted = Planted(first=50_000)  # beside a header's, whose marks end before
     names = {
         entry["resource"]["id"]: planted.mark(f"{entry['resource']['resourceType']}.id") for entry in bundle["entry"]
     }
