@@ -7,8 +7,8 @@
 
 A case is made from the kind, the seed and its number alone. Batches of cases are read by a child process under the limits of
 the sandbox (`foundation/reading/sandbox.py`), so that a crash, a hang or a bite of memory ends a child and not the count; the
-next child goes on after it. What took long is read again by itself, up to three times. Every exception but `InputError` is counted by its type
-and place. `--progress` keeps what is done, and what is kept is not done again.
+next child goes on after it. What took long is read again by itself, up to three times. Every exception but `InputError` is
+counted by its type and place. `--progress` keeps what is done, and what is kept is not done again.
 
 kind     what is read, and by what
 nifti    a volume, NIfTI-1 or -2, plain or compressed, some with a sidecar: `read_nifti`

@@ -205,6 +205,8 @@ def _said(finding: Finding) -> dict[str, Any]:
     said = finding.model_dump()
     if said["evidence"]:
         said["evidence"].pop("series")
+    for signal in said["signals"]:
+        signal.pop("series")
     return said
 
 
