@@ -11,6 +11,8 @@ another user could ask for. Text from files is escaped wherever a browser would 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -30,12 +32,12 @@ from heads.adapters.shared import FeatureCache
 from heads.report.templates import NOT_A_DEVICE
 from serve import panels
 from serve.case_view import CaseView
-from serve.cases import CaseStore
+from serve.cases import Case, CaseStore
 from serve.examples import EXAMPLES
 from serve.intake import Dropped, change_of, read_case, read_example, without_record_of
 from serve.jobs import Job, Jobs
 from serve.render import BANNER
-from serve.viewer import Scene, gone, image_viewer
+from serve.viewer import Scene, gone, image_viewer, refused
 
 CACHE_S = (600, 8 * 3600)  # every ten minutes, what is older than a working day goes
 MAX_FILE_SIZE = "2gb"  # of one file, as it comes
@@ -189,7 +191,7 @@ def build_app(models: Sequence[LoadedModel], store: CaseStore, jobs: Jobs) -> gr
                 outlook_tab: gr.update(visible=looks_ahead),
                 outlook: panels.outlook_panel(case.reading, without) if looks_ahead else "",
                 change_tab: gr.update(visible=changed is not None),
-                change: "" if changed is None else panels.change_panel(*changed),
+                change: "" if changed is None else panels.change_panel(*changed, redrawn=_redrawn(case)),
                 welcome: gr.update(visible=False),
                 desk: gr.update(visible=True),
                 progress: "",
@@ -299,18 +301,36 @@ def build_app(models: Sequence[LoadedModel], store: CaseStore, jobs: Jobs) -> gr
                 store.reword(_user(request), case_id, int(event.index), str(event.text))
                 return text_of(CaseView.of(store, _user(request), case_id))
 
-        def signing(state: Literal["preliminary", "final"]) -> Callable[[str, gr.Request], dict[Any, Any]]:
-            def sign(case_id: str, request: gr.Request) -> dict[Any, Any]:
+        def redraw(case_id: str, scene: Scene, event: gr.EventData, request: gr.Request) -> dict[Any, Any]:
+            """What somebody drew, as the case's mask; where it is not taken, the viewer still has it."""
+            drawing = _uploaded(str(event.path))
+            try:
+                store.redraw_from(_user(request), case_id, str(event.mask), drawing, str(event.drawn_on))
+            except InputError as error:
+                scene = refused(scene, f"It was not kept. Needed: {error.rule}. Found: {error.got}. {error.remedy}")
+                return {shown: scene, viewer: scene}
+            finally:
+                shutil.rmtree(drawing.parent, ignore_errors=True)
+            view = CaseView.of(store, _user(request), case_id)
+            scene = view.scene(CASES)
+            changed = change_of(view.case)
+            since = {} if changed is None else {change: panels.change_panel(*changed, redrawn=_redrawn(view.case))}
+            return text_of(view) | since | {shown: scene, viewer: scene}
+
+        def signing(state: Literal["preliminary", "final"]) -> Callable[[str, Scene, gr.Request], dict[Any, Any]]:
+            def sign(case_id: str, scene: Scene, request: gr.Request) -> dict[Any, Any]:
                 with _complaints("The report"):
-                    store.sign(_user(request), case_id, state)
-                    return text_of(CaseView.of(store, _user(request), case_id))
+                    case = store.sign(_user(request), case_id, state)
+                    scene = {**scene, "locked": case.is_locked}
+                    return text_of(CaseView.of(store, _user(request), case_id)) | {shown: scene, viewer: scene}
 
             return sign
 
-        def reopen(case_id: str, reason: str, request: gr.Request) -> dict[Any, Any]:
+        def reopen(case_id: str, scene: Scene, reason: str, request: gr.Request) -> dict[Any, Any]:
             with _complaints("The report"):
                 store.amend(_user(request), case_id, reason)
-                return text_of(CaseView.of(store, _user(request), case_id))
+                scene = {**scene, "locked": False}
+                return text_of(CaseView.of(store, _user(request), case_id)) | {shown: scene, viewer: scene}
 
         def write_outputs(case_id: str | None, request: gr.Request) -> str:
             if case_id is None:
@@ -358,9 +378,10 @@ def build_app(models: Sequence[LoadedModel], store: CaseStore, jobs: Jobs) -> gr
         worklist.open(open_case, is_plain, SHOWN, **PRIVATE_EVENT)
         report.reword(reword, opened, TEXT, **PRIVATE_EVENT)
         findings.decide(decide, [opened, shown], [*TEXT, shown, viewer], **PRIVATE_EVENT)
-        preliminary.click(signing("preliminary"), opened, TEXT, **PRIVATE_EVENT)
-        final.click(signing("final"), opened, TEXT, **PRIVATE_EVENT)
-        amend.click(reopen, [opened, reason], TEXT, **PRIVATE_EVENT)
+        viewer.redrawn(redraw, [opened, shown], [*TEXT, shown, viewer, change], **PRIVATE_EVENT)
+        preliminary.click(signing("preliminary"), [opened, shown], [*TEXT, shown, viewer], **PRIVATE_EVENT)
+        final.click(signing("final"), [opened, shown], [*TEXT, shown, viewer], **PRIVATE_EVENT)
+        amend.click(reopen, [opened, shown, reason], [*TEXT, shown, viewer], **PRIVATE_EVENT)
         outputs_tab.select(write_outputs, opened, outputs, **PRIVATE_EVENT)
         viewer.fallback(fell_back, opened, [is_plain, fallback, why, series, mask, planes, *at_mm], **PRIVATE_EVENT)
         viewer.moved(moved, [opened, series, mask], [planes, mask, *at_mm], **PRIVATE_EVENT)
@@ -395,6 +416,20 @@ def _user(request: gr.Request) -> str:
     if not request.username:
         raise gr.Error("Nobody is logged in.", print_exception=False)
     return request.username
+
+
+def _uploaded(path: str) -> Path:
+    """A file that the page sent; whose it is, `serve/doors.py` has seen to. Nothing else on this machine is read."""
+    place = Path(path).resolve()
+    folder = Path(os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir()).resolve()
+    if not place.is_file() or place.parent.parent != folder:
+        raise gr.Error("The drawing did not arrive.", print_exception=False)
+    return place
+
+
+def _redrawn(case: Case) -> list[str]:
+    """The names of masks that somebody redrew."""
+    return [Path(name).name.removesuffix(".nii.gz") for name, one in case.masks.items() if one.redrawn]
 
 
 def _models_html(models: Sequence[LoadedModel]) -> str:

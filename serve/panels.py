@@ -267,8 +267,8 @@ def _size(num_bytes: int) -> str:
     return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 100_000 else f"{max(1, round(num_bytes / 1000))} kB"
 
 
-def change_panel(change: Change, before: bytes, now: bytes) -> str:
-    """`before` and `now` are PNG of the same planes."""
+def change_panel(change: Change, before: bytes, now: bytes, redrawn: Sequence[str] = ()) -> str:
+    """`before` and `now` are PNG of the same planes; `redrawn` are masks that are not any more what was compared."""
     fates = [one.fate for one in change.lesions]
     return _rendered(
         "change_panel.html",
@@ -296,6 +296,7 @@ def change_panel(change: Change, before: bytes, now: bytes) -> str:
             for one in change.volumes
         ],
         not_compared=change.not_compared,
+        redrawn=", ".join(redrawn),
     )
 
 
