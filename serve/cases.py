@@ -108,6 +108,7 @@ class _Document(Config):
     masks: dict[str, CaseMask]
     rests_on: dict[str, str] = Field(default_factory=dict)
     relevance: dict[str, str] = Field(default_factory=dict)
+    seconds: dict[str, float] = Field(default_factory=dict)
     decisions: dict[str, Decision] = Field(default_factory=dict)
     remeasured: tuple[str, ...] = ()
     reason: str | None = None
@@ -120,7 +121,8 @@ class Case:
     """A case as it stands. `reading` holds every finding, rejected ones too; `sentences` are what the report says now.
 
     `displays` (one per series, the reference first), the masks' `display` and `relevance` (by finding) are files of `folder` for a
-    viewer. `warnings` are what the verifier objects to in the text: the clinician's to judge, and never in the way.
+    viewer. `seconds` are what each step of the reading took. `warnings` are what the verifier objects to in the text: the
+    clinician's to judge, and never in the way.
     """
 
     id: str
@@ -132,6 +134,7 @@ class Case:
     masks: Mapping[str, CaseMask]
     displays: tuple[str, ...]
     relevance: Mapping[str, str]
+    seconds: Mapping[str, float]
     folder: Path
     warnings: tuple[str, ...]
     read_at: datetime
@@ -232,6 +235,12 @@ class CaseStore:
         """The case as it stands, for whom it belongs to."""
         with self._connection() as connection:
             return self._case(_row(connection, user, case_id))
+
+    def has(self, user: str, case_id: str) -> bool:
+        with self._connection() as connection:
+            return bool(
+                connection.execute("SELECT 1 FROM cases WHERE id = ? AND owner = ?", (case_id, user)).fetchone()
+            )
 
     def worklist(self, user: str) -> list[CaseLine]:
         """The user's cases, most urgent first, then the oldest."""
@@ -555,6 +564,7 @@ class CaseStore:
             masks=document.masks,
             displays=tuple(one.display for one in document.series),
             relevance=document.relevance,
+            seconds=document.seconds,
             folder=self._places / row["id"],
             warnings=tuple(f"{one.kind}: {one.text}" for one in verify(_draft(sentences).text(), reading)),
             read_at=_time(row["read_at"]),
@@ -577,7 +587,7 @@ class CaseStore:
                     self._studies.popitem(last=False)
         masks = {name: Mask(_unpack(case.folder / one.voxels), one.structures) for name, one in case.masks.items()}
         rests_on = {id: _unpack(case.folder / path) for id, path in document.rests_on.items()}
-        return StudyReading(study, document.reading, _draft(case.sentences), masks, rests_on)
+        return StudyReading(study, document.reading, _draft(case.sentences), masks, rests_on, document.seconds)
 
     def _images(self, case_id: str) -> str:
         return next(str(one.detail["images"]) for one in self.audit.entries(case_id) if one.action == "case.read")
@@ -737,6 +747,7 @@ def _written(result: StudyReading, folder: Path) -> _Document:
         masks=masks,
         rests_on=rests_on,
         relevance=relevance,
+        seconds=dict(result.seconds),
     )
 
 

@@ -88,7 +88,7 @@ async function start() {
   nv.onLocationChange = located;
   nv.onIntensityChange = (volume) => { choose("low", volume.cal_min); choose("high", volume.cal_max); };
   nv.onDrawingChanged = (what) => drawn && count_strokes(what);
-  rub_out_only_one();
+  mend_tools();
   const canvas = $("canvas");
   canvas.addEventListener("webglcontextlost", (event) => {
     event.preventDefault();
@@ -325,8 +325,8 @@ function inverse(affine) { // of a 4 x 4 whose last row is 0 0 0 1
 }
 
 // NiiVue's eraser takes every label under it. What was of another structure is put back at once.
-function rub_out_only_one() {
-  const { drawPt, drawPenLine } = nv;
+function mend_tools() {
+  const { drawPt, drawPenLine, drawPenFilled } = nv;
   const guarded = (corners, draw) => {
     if (nv.opts.penValue !== 0) return draw();
     const half = Math.floor(nv.opts.penSize / 2), { dims } = nv.back, kept = Number(chosen("structure")) + 1;
@@ -345,6 +345,13 @@ function rub_out_only_one() {
   };
   nv.drawPt = (x, y, z, ...more) => guarded([[x, y, z]], () => drawPt.call(nv, x, y, z, ...more));
   nv.drawPenLine = (from, to, ...more) => guarded([from, to], () => drawPenLine.call(nv, from, to, ...more));
+  nv.drawPenFilled = () => { // an outline of one point is a dot: it too can be undone
+    const is_dot = nv.drawPenFillPts.length < 2;
+    drawPenFilled.call(nv);
+    if (!is_dot) return;
+    nv.drawAddUndoBitmap();
+    nv.onDrawingChanged("draw");
+  };
 }
 
 async function begin_drawing() {
