@@ -25,7 +25,7 @@ from heads.report.learning import LearnConfig, new_decoder
 from heads.report.plan import Style, plan
 from heads.report.writing import write_report
 
-WORDS, FEW = 32, 8
+WORDS, FEW = 32, 24
 LARGE = LlamaConfig(
     vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
     num_key_value_heads=3, max_position_embeddings=512, tie_word_embeddings=True,

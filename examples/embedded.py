@@ -4,7 +4,7 @@ FOLDER holds `synthseg_label_maps` (Apache-2.0), the anatomy of the synthetic pa
 model is scored and from which nothing is learnt. In order:
 
 - `brain-structures`: ten structures of the whole head, from T1w. Its encoder is the backbone of the others.
-- `lesion`: an adapter on that backbone, fitted on a cohort of five contrasts.
+- `lesion`: an adapter on that backbone, fitted on a cohort of five contrasts; the kinds of what it outlines from more patients.
 - the writer of reports.
 
 Each is stored in bf16 and scored as it is stored; what it reached is in its card. Stopped, it continues.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from examples.ixi import write_ixi_manifest
@@ -22,11 +23,14 @@ from examples.real import CONFIGS, synthetic_heads
 from finetune.config import FinetuneConfig
 from finetune.evaluate import evaluate_to_folder
 from finetune.run import finetune
+from finetune.samples import read_labelled
 from foundation.checkpoint import read_about, shrink_model_folder
 from foundation.cohort.patient import CohortConfig
 from foundation.cohort.writing import write_cohort
 from foundation.config import load_config
 from foundation.files import write_aside
+from foundation.reading.collection import read_manifest
+from heads.adapters.folder import load_model, save_adapter
 from heads.base import EMBEDDED
 from heads.report.learning import LearnConfig, train_decoder
 
@@ -34,6 +38,7 @@ BACKBONE = "brain-structures"
 CONTRASTS = ("T1w", "T1w-contrast", "T2w", "FLAIR", "DWI")
 SPLITS = {"train": 0.8, "validation": 0.05, "test": 0.15}
 WRITER_STEPS = 600  # its sentences are checked, and templates stand in for those that fail
+NUM_FOR_KINDS = 60  # patients besides the cohort's, of whom only the looks of lesions are learnt
 LARGEST_BYTES = 25_000_000  # of everything that comes with Larmor
 OURS = "Weights: Apache-2.0, as Larmor. Research software, not a medical device."
 SYNTHETIC = (
@@ -70,14 +75,12 @@ def structures(arguments: argparse.Namespace) -> None:
 
 
 def cohort(arguments: argparse.Namespace) -> Path:
-    config = CohortConfig(
-        seed=100,
-        anatomy=arguments.data / "synthseg_label_maps",
-        contrasts=CONTRASTS,
-        splits=SPLITS,
-        missing_series=0.25,
-    )
-    return write_cohort(arguments.folder / "cohort", config, arguments.subjects)
+    return write_cohort(arguments.folder / "cohort", cohort_config(arguments, 100, SPLITS), arguments.subjects)
+
+
+def cohort_config(arguments: argparse.Namespace, seed: int, splits: dict[str, float]) -> CohortConfig:
+    anatomy = arguments.data / "synthseg_label_maps"
+    return CohortConfig(seed=seed, anatomy=anatomy, contrasts=CONTRASTS, splits=splits, missing_series=0.25)
 
 
 def lesion(arguments: argparse.Namespace) -> None:
@@ -87,13 +90,31 @@ def lesion(arguments: argparse.Namespace) -> None:
     here = [f"data.manifest={manifest}", f"folder={folder}", f"encoder={backbone}"]
     if not (folder / "adapter" / "config.json").is_file():
         finetune(load_config(FinetuneConfig, CONFIGS / "finetune" / "lesion.yaml", here))
+    more = cohort_config(arguments, 101, {"train": 1.0})
+    call_kinds(folder / "adapter", [manifest, write_cohort(arguments.folder / "cohort-kinds", more, NUM_FOR_KINDS)])
     publish(
         folder / "adapter",
         arguments,
         manifest,
-        about="Lesions of any kind, outlined and counted at 3 mm, from whichever of five contrasts there are.",
+        about="Lesions outlined at 3 mm, called by their kind and counted, from whichever of five contrasts there are.",
         measured_on="held-out synthetic patients",
     )
+
+
+def call_kinds(folder: Path, manifests: Sequence[Path]) -> None:
+    """Learn anew how kinds of lesion look, from more patients than the network saw: that asks for no gradient."""
+    loaded = load_model(folder)
+    head = loaded.model.head
+    assert loaded.adapter is not None and loaded.backbone is not None
+    studies = []
+    for manifest in manifests:
+        collection = read_manifest(manifest)
+        rows = collection.split("train")
+        studies += read_labelled(collection, rows, head, loaded.config.spacing_mm, label="read for kinds")
+    head.look_back([(study.prepared, study.labels) for study in studies if study.labels is not None])
+    about, card = read_about(folder)["provenance"], (folder / "card.md").read_text()
+    provenance = {**about, "kinds_from": [study.row.subject for study in studies]}
+    save_adapter(folder, loaded.adapter, head, loaded.config, loaded.backbone, card=card, provenance=provenance)
 
 
 def writer(arguments: argparse.Namespace) -> None:

@@ -27,7 +27,7 @@ from foundation.errors import InputError
 from foundation.preprocess import Grid, PreparedStudy, sample_at
 from foundation.study import CONTRASTS
 from foundation.tokens import Tokens
-from heads import HeadConfig, classification, head_module, regression
+from heads import HeadConfig, classification, head_module, quality, regression
 from heads._study import StudyHead
 from heads.base import Head, StudyBatch, StudySample, TaskModel
 from heads.segmentation import DenseConfig, LabelMapHead
@@ -170,22 +170,29 @@ def baseline(recipe: str, config: HeadConfig, encoder: Encoder | None) -> Baseli
 
 
 class _Majority(Baseline):
-    WHAT = "It answers for a whole study: classification, regression."
+    WHAT = "It answers for a whole study: classification, regression, quality."
 
     @staticmethod
     def does(config: HeadConfig) -> bool:
-        return isinstance(config, classification.Config | regression.Config)
+        return isinstance(config, classification.Config | regression.Config | quality.Config)
 
     def fit(self, studies: Sequence[LabelledStudy]) -> None:
-        """The head has met the rows already: what it adds to any answer is all there is."""
+        """The head has met the rows already: what it adds to any answer is all there is. A head of quality adds nothing: its
+        constant is how frequent each kind is, and the median severity, of which the absolute error is least."""
+        assert isinstance(self.head, StudyHead)
+        self.constant = torch.zeros(1, self.head.answer.out_features)
+        if isinstance(self.head, quality.Head):
+            *kinds, severity = (truth for truth, _ in _columns(self.head, [study.targets for study in studies]))
+            said = [_log_odds(truth[np.isfinite(truth)]) for truth in kinds]
+            self.constant = torch.tensor([[*said, float(np.nanmedian(severity))]], dtype=torch.float32)
 
     def output_of(self, prepared: PreparedStudy, record: RecordSequence | None = None) -> Tensor:
         assert isinstance(self.head, StudyHead)
-        return self.head.finish(torch.zeros(1, self.head.answer.out_features))
+        return self.head.finish(self.constant)
 
 
 class _Linear(Baseline):
-    WHAT = "It answers for a whole study: classification, regression."
+    WHAT = "It answers for a whole study: classification, regression, quality."
 
     def __init__(self, config: HeadConfig, encoder: Encoder):
         super().__init__(config)
@@ -204,7 +211,7 @@ class _Linear(Baseline):
         self.scale = StandardScaler().fit(features)
         features = np.asarray(self.scale.transform(features))
         targets = [study.targets for study in studies]
-        self.maps = [_linear_map(features, truth, is_class) for truth, is_class in _columns(head, targets)]
+        self.maps = [linear_map(features, truth, is_class) for truth, is_class in _columns(head, targets)]
 
     def _features(self, prepared: PreparedStudy) -> np.ndarray:
         with torch.inference_mode():
@@ -225,6 +232,10 @@ def _columns(head: StudyHead, targets: Sequence[dict]) -> list[tuple[np.ndarray,
     """What each output of a head is fitted to: a number, or 0 and 1 for a class; not a number where a row does not know."""
     if isinstance(head, regression.Head):
         return [(np.array([head.truth_of(one) for one in targets]), False)]
+    if isinstance(head, quality.Head):
+        truth = np.array([head.truth_of(one) for one in targets])
+        known = np.where(np.isfinite(truth[:, 0]), 0.0, np.nan)
+        return [*(((truth[:, 0] == kind) + known, True) for kind in range(len(quality.KINDS))), (truth[:, 1], False)]
     assert isinstance(head, classification.Head)
     truth = np.array([head.truth_of(one) for one in targets])
     if head.config.target is None:
@@ -233,7 +244,7 @@ def _columns(head: StudyHead, targets: Sequence[dict]) -> list[tuple[np.ndarray,
     return [((truth[:, 0] == index) + known, True) for index in range(len(head.config.classes))]
 
 
-def _linear_map(features: np.ndarray, truth: np.ndarray, is_class: bool) -> tuple[np.ndarray, float]:
+def linear_map(features: np.ndarray, truth: np.ndarray, is_class: bool) -> tuple[np.ndarray, float]:
     """Weights and constant, fitted to the rows that know; a class that all or none have is its frequency."""
     from sklearn.linear_model import LogisticRegression, Ridge
 
@@ -242,13 +253,18 @@ def _linear_map(features: np.ndarray, truth: np.ndarray, is_class: bool) -> tupl
     if not is_class:
         fitted = Ridge(alpha=RIDGE).fit(features, truth)
         return fitted.coef_, float(fitted.intercept_)
-    share = (truth.sum() + 1) / (len(truth) + 2)
     if len(np.unique(truth)) < 2:
-        return np.zeros(features.shape[1]), float(np.log(share / (1 - share)))
+        return np.zeros(features.shape[1]), _log_odds(truth)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         fitted = LogisticRegression(C=1 / RIDGE, max_iter=1000).fit(features, truth)
     return fitted.coef_[0], float(fitted.intercept_[0])
+
+
+def _log_odds(truth: np.ndarray) -> float:
+    """Of 1 among 0 and 1, with Laplace's one of each, so that what was never seen is not impossible."""
+    share = (truth.sum() + 1) / (len(truth) + 2)
+    return float(np.log(share / (1 - share)))
 
 
 class _Dense(Baseline):

@@ -38,13 +38,15 @@ class Contender:
 
 @dataclass(frozen=True)
 class Score:
-    """A contender's figures, its mean training time, and its main figure minus the first contender's, paired by case."""
+    """A contender's figures, its mean training time, and its main figure minus the first contender's, paired by case; the same
+    figures of each group of cases, where the comparison was asked for groups."""
 
     title: str
     figures: dict[str, Interval]
     training_seconds: float
     difference: Interval | None
     model_folder: Path
+    by_group: dict[str, dict[str, Interval]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,14 @@ def compare(
     seeds: Sequence[int] = (0,),
     note: str = "",
     test: list[LabelledStudy] | None = None,
+    by: str | None = None,
 ) -> Comparison:
     """Run every contender with every seed; write comparison.md, comparison.json and comparison.png into `folder`.
 
     `note` is printed under the table, for example that its cohort is synthetic. `test` may be given when several comparisons
-    share it.
+    share it. `by` is the key of a row's targets whose values are the groups, for example the family of patients.
     """
-    head = _head_of(config)
+    head = head_of(config)
     test = read_test_studies(config) if test is None else test
     data = read_manifest(config.data.manifest).fingerprint()
     measured: dict[str, list[dict[str, Any]]] = {contender.title: [] for contender in contenders}
@@ -118,6 +121,13 @@ def compare(
                 float(np.mean([one["training_seconds"] for one in measured[contender.title]])),
                 difference,
                 place_of(folder, contender, seeds[0]) / "model",
+                {
+                    group: bootstrap(
+                        _pooled([_only(cases, names) for cases in runs[contender.title]]),
+                        lambda cases: _mean_over_seeds(cases, head),
+                    )
+                    for group, names in _groups(test, by).items()
+                },
             )
         )
     num_labels = measured[contenders[0].title][0]["num_labels"]
@@ -134,10 +144,10 @@ def read_test_studies(config: FinetuneConfig) -> list[LabelledStudy]:
         raise InputError(
             "a comparison has test studies", got="none", remedy="Name another data.test_split.", file=collection.path
         )
-    return read_labelled(collection, rows, _head_of(config), config.data.spacing_mm, label="read test studies")
+    return read_labelled(collection, rows, head_of(config), config.data.spacing_mm, label="read test studies")
 
 
-def _head_of(config: FinetuneConfig) -> Head:
+def head_of(config: FinetuneConfig) -> Head:
     return make_model(config.model_copy(update={"recipe": "scratch"})).head
 
 
@@ -163,6 +173,22 @@ def _finished(run: FinetuneConfig, data: str) -> dict[str, Any] | None:
         return None
     content = json.loads(metrics.read_text())
     return content if content["data"] == data else None
+
+
+def _groups(studies: Sequence[LabelledStudy], by: str | None) -> dict[str, set[str]]:
+    """The cases' names under each value of a target."""
+    groups: dict[str, set[str]] = {}
+    for study in studies if by is not None else ():
+        if by not in study.targets:
+            raise InputError(
+                "every test study has a group", got=f"{study.row.name} without '{by}'", remedy="Add it to its targets."
+            )
+        groups.setdefault(str(study.targets[by]), set()).add(study.row.name)
+    return groups
+
+
+def _only(cases: Cases, names: set[str]) -> Cases:
+    return {name: case for name, case in cases.items() if name in names}
 
 
 def _pooled(seeds: Sequence[Cases]) -> list[tuple[dict[str, float], ...]]:

@@ -64,7 +64,7 @@ def _with_and_without(config: FinetuneConfig, recipes: Sequence[Recipe] | None) 
     if getattr(config.head, "record", None) is None:
         remedy = "Add --set head.record={}; heads for whole studies take one."
         raise InputError("the task's head reads records", got=f"head.kind={config.head.kind} without", remedy=remedy)
-    one = _contender(config, recipe)
+    one = contender_of(config, recipe)
     return [
         Contender(f"{one.title}, images alone", {**one.changes, "head.record": None}),
         Contender(f"{one.title}, with the record", one.changes),
@@ -103,7 +103,7 @@ def fewshot(
     if by_record:
         contenders = _with_and_without(config, rows)
     else:
-        contenders = rows_of(config) if rows is None else [_contender(config, recipe) for recipe in rows]
+        contenders = rows_of(config) if rows is None else [contender_of(config, recipe) for recipe in rows]
     folder, test = config.folder, read_test_studies(config)
     found: dict[str, Comparison] = {}
     for count in counts:
@@ -121,11 +121,11 @@ def rows_of(config: FinetuneConfig) -> list[Contender]:
             make_model(config.model_copy(update={"recipe": recipe}))
         except InputError:
             continue
-        contenders.append(_contender(config, recipe))
+        contenders.append(contender_of(config, recipe))
     return contenders
 
 
-def _contender(config: FinetuneConfig, recipe: Recipe) -> Contender:
+def contender_of(config: FinetuneConfig, recipe: Recipe) -> Contender:
     steps = round(LONGER * config.training.steps) if recipe in NETWORKS else config.training.steps
     return Contender(TITLES[recipe], {"recipe": recipe, "training.steps": steps})
 

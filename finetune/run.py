@@ -98,6 +98,13 @@ def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None
             on_accept=begin,
             gauge=gauge,
         )
+    if main:
+        seen = [
+            (study.prepared, study.prepared.labels_to_grid(study.labels))
+            for study in studies
+            if study.labels is not None
+        ]
+        model.head.look_back(seen)
     adapter = None if backbone is None else take_adapter(model.encoder, config.lora)
     merge_lora(model)
     evaluation, model_folder = None, None

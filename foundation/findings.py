@@ -10,7 +10,7 @@ Coordinates are the patient's RAS+ millimetres, as in `foundation.study`: a larg
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -152,8 +152,8 @@ class Structure(Config):
     """What one label value of a segmentation head means.
 
     `paired` says that it occurs on the right and on the left, lesions included, so that its voxels are split at the
-    midline; without it the structure is taken to lie on the midline. Less than `min_ml` counts as absent. In label maps that are
-    learnt from or compared with, the values `also` count as this structure.
+    midline; without it the structure is taken to lie on the midline. Less than `min_ml` counts as absent. The values `also` count
+    as this structure too, and may be structures of their own, as a tumour's necrosis is.
     """
 
     value: Annotated[int, Field(ge=1)]
@@ -367,9 +367,8 @@ def measure_structures(
     """
     assert labels.shape == series.shape, (labels.shape, series.shape)
     midline, why_no_side = find_midline(series, body)
-    tallies = _tally(labels, series, structures, midline, probabilities)
     findings: list[Finding] = []
-    for structure, (first, second) in zip(structures, tallies, strict=True):
+    for structure, shown, (first, second) in _tallied(labels, series, structures, midline, probabilities):
         sides: Mapping[Side, _Tally]
         if not structure.paired:
             sides = {"midline": first}
@@ -379,8 +378,8 @@ def measure_structures(
             sides = {"right": first, "left": second}
         shared = _asymmetry(structure, list(sides.values()))
         is_abnormal = structure.abnormal if structure.abnormal is not None else ABNORMAL.search(structure.name)
-        looks = signal_of(labels == structure.value, series) if is_abnormal else None
-        pieces = _pieces(labels, series, structure, midline if structure.paired else None) if count_pieces else ((), ())
+        looks = signal_of(shown == structure.value, series) if is_abnormal else None
+        pieces = _pieces(shown, series, structure, midline if structure.paired else None) if count_pieces else ((), ())
         for (side, tally), own in zip(sides.items(), pieces, strict=False):
             notes = [why_no_side] if side == "not_assessed" else []
             is_present = tally.volume_ml > 0 and tally.volume_ml >= structure.min_ml
@@ -405,6 +404,26 @@ def measure_structures(
                 )
             )
     return findings
+
+
+def _tallied(
+    labels: np.ndarray,
+    series: Series,
+    structures: Sequence[Structure],
+    midline: np.ndarray | None,
+    probabilities: np.ndarray | None,
+) -> Iterator[tuple[Structure, np.ndarray, tuple[_Tally, _Tally]]]:
+    """Each structure with the label map that shows it and its tallies: all from one map, but those that have parts."""
+    whole = [one for one in structures if not (one.also and np.isin(labels, one.also).any())]
+    tallies = (
+        dict(zip(map(id, whole), _tally(labels, series, whole, midline, probabilities), strict=True)) if whole else {}
+    )
+    for one in structures:
+        if id(one) in tallies:
+            yield one, labels, tallies[id(one)]
+        else:
+            joined = np.where(np.isin(labels, one.also), one.value, labels)
+            yield one, joined, _tally(joined, series, [one], midline, probabilities)[0]
 
 
 @dataclass(frozen=True)

@@ -201,6 +201,10 @@ class Head(nn.Module):
     def settle(self, outputs: Sequence[Tensor], targets: Sequence[dict[str, Target]]) -> None:
         """After training, from studies that were not learnt from: what besides a `calibration` makes answers mean what they say."""
 
+    def look_back(self, studies: Sequence[tuple[PreparedStudy, np.ndarray]]) -> None:
+        """After training, from what was learnt from: studies with their true label maps, on the reference series' own voxels and in
+        the values of the files. For what is fitted without a gradient."""
+
     def calibrated(self, output: Tensor) -> Tensor:
         """An output of scores with classes along axis 1, over the temperatures of the head's calibration if it has one."""
         return output if self.calibration is None else self.calibration.scale(output)

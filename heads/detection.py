@@ -10,24 +10,68 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+from pydantic import model_validator
 from torch import Tensor
 
-from foundation.findings import measure_structures
+from foundation.findings import Structure, measure_structures
 from foundation.lesions import match, pieces_of
-from foundation.preprocess import PreparedStudy, find_body
+from foundation.preprocess import Grid, PreparedStudy, find_body, sample_at
 from heads import segmentation
+from heads._kinds import Kinds
 from heads.base import HeadReading, Target
 from heads.segmentation import score_labels
 
 
 class Config(segmentation.DenseConfig):
-    """`structures` are kinds of lesion; what is smaller than a structure's `min_ml` is no lesion, in the truth neither."""
+    """`structures` are kinds of lesion; what is smaller than a structure's `min_ml` is no lesion, in the truth neither.
+
+    With `kinds` the network outlines one structure, and each lesion is then called by a kind (`heads/_kinds.py`), which is what a
+    reading says and draws. Kinds in `together` come in one lesion, as the parts of a tumour do.
+    """
 
     kind: Literal["detection"] = "detection"
+    kinds: tuple[Structure, ...] = ()
+    together: tuple[int, ...] = ()
+
+    @property
+    def drawn(self) -> tuple[Structure, ...]:
+        return self.kinds or self.structures
+
+    @model_validator(mode="after")
+    def _kinds_are_of_one(self) -> Config:
+        if self.kinds:
+            values = {one.value for one in self.kinds}
+            covered = set() if len(self.structures) != 1 else {self.structures[0].value, *self.structures[0].also}
+            if not values <= covered or len(values) < max(2, len(self.kinds)):
+                raise ValueError("kinds are values of the one structure that is outlined, at least two, each once")
+            if not set(self.together) <= values:
+                raise ValueError(f"what comes together are kinds: {sorted(values)}, not {list(self.together)}")
+        return self
 
 
 class Head(segmentation.Head):
     """The network is that of segmentation; reading and scoring are by lesion."""
+
+    config: Config
+
+    def add_parts(self) -> None:
+        kinds = self.config.kinds
+        self.called = Kinds(sorted(one.value for one in kinds), self.config.together) if kinds else None
+
+    def look_back(self, studies: Sequence[tuple[PreparedStudy, np.ndarray]]) -> None:
+        if self.called is not None:
+            self.called.learn(studies)
+
+    def drawn_from(self, labels: np.ndarray, prepared: PreparedStudy) -> np.ndarray:
+        """The label map of a reading: outlined lesions on the reference series' own voxels, by their kinds where there are any."""
+        if self.called is None:
+            return labels
+        reference, lesion = prepared.study.reference, self.config.structures[0].value
+        outlined = (labels == lesion).astype(np.float32)
+        on_grid = sample_at(outlined, reference.affine, prepared.grid) >= 0.5
+        named = self.called.name(on_grid, prepared)
+        drawn = sample_at(named, prepared.grid.affine, Grid.of(reference), nearest=True)
+        return np.where(labels == lesion, drawn, 0).astype(labels.dtype)
 
     def labels_of(self, output: Tensor, prepared: PreparedStudy) -> np.ndarray:
         """Without what is too small to be a lesion, so that outlines, volumes and numbers are of the same."""
@@ -38,11 +82,11 @@ class Head(segmentation.Head):
         return labels
 
     def read(self, output: Tensor, prepared: PreparedStudy, *, source: str, mask_path: str | None) -> HeadReading:
-        labels, reference = self.labels_of(output, prepared), prepared.study.reference
+        labels, reference = self.drawn_from(self.labels_of(output, prepared), prepared), prepared.study.reference
         findings = measure_structures(
             labels,
             reference,
-            self.config.structures,
+            self.config.drawn,
             body=find_body(reference),
             mask_path=mask_path,
             source=source,
@@ -55,15 +99,28 @@ class Head(segmentation.Head):
     ) -> dict[str, float]:
         """Beside what segmentation measures: how many lesions of each kind there are, were said, were found and are true."""
         assert labels is not None
-        said, labels, reference = self.labels_of(output, prepared), self.known_part(labels), prepared.study.reference
-        scores, affine = score_labels(said, labels, self.config.structures, reference.spacing_mm), reference.affine
-        for structure in self.config.structures:
-            ours, truth = (
-                pieces_of(one == structure.value, affine, least_ml=structure.min_ml) for one in (said, labels)
+        said, affine = self.labels_of(output, prepared), prepared.study.reference.affine
+        scores = self.score_masks(said, self.known_part(labels), affine)
+        drawn = self.drawn_from(said, prepared)
+        for one in self.config.kinds:
+            ours, theirs = (np.isin(them, (one.value, *one.also)) * one.value for them in (drawn, labels))
+            own = self.score_masks(ours, theirs, affine, [one])
+            scores |= {name: value for name, value in own.items() if name.endswith(f" {one.name}")}
+        return scores
+
+    def score_masks(
+        self, said: np.ndarray, truth: np.ndarray, affine: np.ndarray, structures: Sequence[Structure] = ()
+    ) -> dict[str, float]:
+        """`score_case` of two label maps on one grid, whoever drew them."""
+        structures = structures or self.config.structures
+        scores = score_labels(said, truth, structures, np.linalg.norm(affine[:3, :3], axis=0))
+        for structure in structures:
+            ours, theirs = (
+                pieces_of(one == structure.value, affine, least_ml=structure.min_ml) for one in (said, truth)
             )
-            matches = match(ours, truth)
+            matches = match(ours, theirs)
             scores |= {
-                f"lesions {structure.name}": float(len(truth)),
+                f"lesions {structure.name}": float(len(theirs)),
                 f"said {structure.name}": float(len(ours)),
                 f"found {structure.name}": float(matches.found.sum()),
                 f"true {structure.name}": float(matches.true.sum()),
@@ -82,7 +139,7 @@ class Head(segmentation.Head):
         summary = super().summarise(
             [dict(zip(plain, values, strict=True)) for values in zip(*plain.values(), strict=True)]
         )
-        for structure in self.config.structures:
+        for structure in (*self.config.structures, *self.config.kinds):
             there, said, found, true = (
                 np.array([case[f"{what} {structure.name}"] for case in cases])
                 for what in ("lesions", "said", "found", "true")

@@ -43,15 +43,19 @@ class Head(StudyHead):
     def loss(self, output: Tensor, batch: StudyBatch) -> dict[str, Tensor]:
         """Cross-entropy of the kind plus Huber's loss of the severity, over the rows that know; 0 where a batch knows none."""
         output = output.float()
-        truth = [class_of(targets, KIND, KINDS) for targets in batch.targets]
-        known = [row for row, value in enumerate(truth) if value is not None]
-        if not known:
+        truth = torch.tensor([self.truth_of(targets) for targets in batch.targets], device=output.device)
+        known = torch.isfinite(truth[:, 0])
+        if not known.any():
             return {"loss": 0 * output.sum()}
-        kinds = torch.tensor([truth[row] for row in known], device=output.device)
-        severity = torch.tensor([_severity(batch.targets[row]) for row in known], device=output.device)
-        kind_loss = nn.functional.cross_entropy(output[known, :-1], kinds)
-        severity_loss = nn.functional.huber_loss(output[known, -1], severity / max(SEVERITIES))
+        kind_loss = nn.functional.cross_entropy(output[known, :-1], truth[known, 0].long())
+        severity_loss = nn.functional.huber_loss(output[known, -1], truth[known, 1])
         return {"loss": kind_loss + severity_loss, "kind": kind_loss, "severity": severity_loss}
+
+    @staticmethod
+    def truth_of(targets: dict[str, Target]) -> list[float]:
+        """The index of the kind and the severity from 0 to 1, as the output has them; not a number where it is not known."""
+        kind = class_of(targets, KIND, KINDS)
+        return [float("nan")] * 2 if kind is None else [float(kind), _severity(targets) / max(SEVERITIES)]
 
     def _said(self, output: Tensor) -> tuple[Float[Tensor, " kinds"], float]:
         severity = float(output[0, -1]) * max(SEVERITIES)

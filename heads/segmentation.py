@@ -37,6 +37,11 @@ class DenseConfig(KindConfig):
     channels: tuple[int, int, int] = (16, 32, 64)
     bottleneck: int = 128
 
+    @property
+    def drawn(self) -> tuple[Structure, ...]:
+        """What the values of the label map in a reading mean."""
+        return self.structures
+
 
 class Config(DenseConfig):
     kind: Literal["segmentation"] = "segmentation"
@@ -52,6 +57,10 @@ class LabelMapHead(base.Head):
         super().__init__(encoder, config)
         self.config = config
         self._dice = DiceLoss(include_background=False, softmax=True, batch=True, reduction="none")
+        self.add_parts()
+
+    def add_parts(self) -> None:
+        """What a kind of head has beside the network, whichever that is."""
 
     def loss(self, output: Tensor, batch: StudyBatch) -> dict[str, Tensor]:
         """Dice of the structures that the batch shows, plus cross-entropy of all; padding (label -1) is background, which it is.

@@ -209,6 +209,7 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = command("serve", "open the page; without --data what it writes goes when the server stops")
     _add_models(serve)
+    _add_writers(serve)
     serve.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)"
     )

@@ -30,6 +30,7 @@ from foundation.study import CONTRASTS
 from heads.adapters.folder import LoadedModel
 from heads.adapters.shared import FeatureCache
 from heads.report.templates import NOT_A_DEVICE
+from heads.report.writing import Writer
 from serve import panels
 from serve.case_view import CaseView
 from serve.cases import Case, CaseStore
@@ -71,8 +72,15 @@ MAKE_ROOM = (
 )
 
 
-def build_app(models: Sequence[LoadedModel], store: CaseStore, jobs: Jobs, repairs: Repairs | None = None) -> gr.Blocks:
-    """The page for these models; without any it shows images and assesses nothing. Without `repairs` it has no such tab."""
+def build_app(
+    models: Sequence[LoadedModel],
+    store: CaseStore,
+    jobs: Jobs,
+    writers: Sequence[Writer] = (),
+    repairs: Repairs | None = None,
+) -> gr.Blocks:
+    """The page for these models; without any it shows images and assesses nothing. Without `writers` templates word the reports,
+    without `repairs` no series is shown repaired."""
     cache = FeatureCache()
     running: dict[str, Job] = {}  # by the session that waits for it
     with gr.Blocks(title="Larmor", analytics_enabled=False, delete_cache=CACHE_S, fill_width=True) as page:
@@ -275,11 +283,13 @@ def build_app(models: Sequence[LoadedModel], store: CaseStore, jobs: Jobs, repai
                 begun=(begun or "").strip() or None,
                 earlier=tuple(map(Path, earlier or ())),
             )
-            yield from followed(partial(read_case, store, models, cache, _user(request), dropped), plain, request)
+            work = partial(read_case, store, models, cache, _user(request), dropped, writers=writers)
+            yield from followed(work, plain, request)
 
         def reading_example(name: str) -> Callable[[bool, gr.Request], Iterator[dict[Any, Any]]]:
             def read(plain: bool, request: gr.Request) -> Iterator[dict[Any, Any]]:
-                yield from followed(partial(read_example, store, models, cache, _user(request), name), plain, request)
+                work = partial(read_example, store, models, cache, _user(request), name, writers=writers)
+                yield from followed(work, plain, request)
 
             return read
 
@@ -290,7 +300,10 @@ def build_app(models: Sequence[LoadedModel], store: CaseStore, jobs: Jobs, repai
                 job = running[session] = jobs.submit(user, work)
                 while job.state in ("waiting", "running"):
                     words = f"Waiting; {job.ahead} before this one" if job.state == "waiting" else job.step
-                    yield {progress: panels.progress_panel(job.share, words), cancel: gr.update(visible=True)}
+                    yield {
+                        progress: panels.progress_panel(job.share, words, job.draft),
+                        cancel: gr.update(visible=True),
+                    }
                     job.wait(TELL_S)
                 running.pop(session, None)
                 if job.state == "done" and job.case_id:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,12 +25,13 @@ from foundation.stopwatch import Stopwatch
 from foundation.study import Study
 from heads.adapters.folder import LoadedModel
 from heads.adapters.shared import FeatureCache
+from heads.report import Draft, Sentence
+from heads.report.writing import Writer
 from serve.cases import Case, CaseStore
 from serve.examples import EXAMPLES, make_example
-from serve.longitudinal import Change, compare, pictures_of
+from serve.jobs import Tell
+from serve.longitudinal import Change, compare, pictures_of, with_prior
 from serve.pipeline import read_study, record_before
-
-Tell = Callable[[float, str], None]  # the share that is done, and what comes now; raises when nobody wants it any more
 
 BESIDE = "page"
 WITHOUT_RECORD = f"{BESIDE}/without-record.json"
@@ -53,9 +54,15 @@ class Dropped:
 
 
 def read_case(
-    store: CaseStore, models: Sequence[LoadedModel], cache: FeatureCache, user: str, dropped: Dropped, tell: Tell
+    store: CaseStore,
+    models: Sequence[LoadedModel],
+    cache: FeatureCache,
+    user: str,
+    dropped: Dropped,
+    tell: Tell,
+    writers: Sequence[Writer] = (),
 ) -> str:
-    """The id of the case that was made."""
+    """The id of the case that was made. Without `writers` templates word the report."""
     tell(0.05, "Reading the files")
     watch = Stopwatch()
     study = study_of(dropped.files, dropped.contrast, dropped.subject, dropped.choose, dropped.visit)
@@ -70,11 +77,17 @@ def read_case(
         tell(0.2, "Reading the earlier study")
         earlier = study_of(dropped.earlier, dropped.contrast, study.subject)
         watch.lap("reading the earlier study")
-    return _read(store, models, cache, user, study, record, earlier, tell, watch.seconds)
+    return _read(store, models, cache, user, study, record, earlier, tell, watch.seconds, writers)
 
 
 def read_example(
-    store: CaseStore, models: Sequence[LoadedModel], cache: FeatureCache, user: str, name: str, tell: Tell
+    store: CaseStore,
+    models: Sequence[LoadedModel],
+    cache: FeatureCache,
+    user: str,
+    name: str,
+    tell: Tell,
+    writers: Sequence[Writer] = (),
 ) -> str:
     """The same of a synthetic patient, who is made first."""
     if name not in EXAMPLES:
@@ -83,7 +96,7 @@ def read_example(
     watch = Stopwatch()
     made = make_example(name)
     watch.lap("making a synthetic patient")
-    return _read(store, models, cache, user, made.study, made.record, made.earlier, tell, watch.seconds)
+    return _read(store, models, cache, user, made.study, made.record, made.earlier, tell, watch.seconds, writers)
 
 
 def _read(
@@ -96,10 +109,20 @@ def _read(
     earlier: Study | None,
     tell: Tell,
     seconds: Mapping[str, float],
+    writers: Sequence[Writer],
 ) -> str:
     tell(0.3, "Looking at the images")
-    result = read_study(study, models, cache, record=record).after(seconds)
-    watch = Stopwatch()
+    written: list[Sentence] = []
+
+    def said(sentence: Sentence) -> None:
+        written.append(sentence)
+        tell(0.65 if earlier is None else 0.85, "Writing the report", Draft(tuple(written)).text())
+
+    if earlier is None:
+        result = read_study(study, models, cache, writers, record, said)
+    else:  # its words wait for what has changed
+        result = read_study(study, models, cache, record=record)
+    result, watch = result.after(seconds), Stopwatch()
     readers = [one for one in models if one.model.head.reads_record is not None]
     without = None
     if record is not None and readers:
@@ -111,6 +134,8 @@ def _read(
         tell(0.75, "Looking at the earlier study")
         compared = compare(read_study(earlier, models, cache), result)
         watch.lap("the earlier study")
+        result = with_prior(compared, writers, said)
+        watch.lap("the report with what changed")
     tell(0.9, "Keeping the case")
     case = store.add(user, replace(result, seconds={**result.seconds, **watch.seconds}))
     if without is not None or compared is not None:

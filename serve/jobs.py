@@ -13,16 +13,24 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 from foundation.errors import InputError
 
-Tell = Callable[[float, str], None]
-Work = Callable[[Tell], str]
 JobState = Literal["waiting", "running", "done", "failed", "cancelled"]
 MAX_WAITING = 64
 MAX_PER_USER = 8
 KEPT_S = 3600.0  # that a job's end can be asked for
+
+
+@runtime_checkable
+class Tell(Protocol):
+    """Hears the share that is done, what comes now, and the report as far as it is written."""
+
+    def __call__(self, share: float, step: str, draft: str = "", /) -> None: ...
+
+
+Work = Callable[[Tell], str]
 
 
 class Cancelled(Exception):
@@ -38,7 +46,7 @@ class Job:
 
     def __init__(self, jobs: Jobs, user: str, work: Work, after: Callable[[], None]):
         self.id = secrets.token_hex(16)
-        self.user, self.state, self.share, self.step = user, "waiting", 0.0, "Waiting"
+        self.user, self.state, self.share, self.step, self.draft = user, "waiting", 0.0, "Waiting", ""
         self.state: JobState
         self.case_id: str | None = None
         self.error: InputError | None = None
@@ -60,10 +68,10 @@ class Job:
         """A job that waits ends at once, one that runs when it next tells how far it is."""
         self._jobs.cancel(self)
 
-    def _tell(self, share: float, step: str) -> None:
+    def _tell(self, share: float, step: str, draft: str = "", /) -> None:
         if self._is_unwanted:
             raise Cancelled
-        self.share, self.step = share, step
+        self.share, self.step, self.draft = share, step, draft
 
     def _run(self) -> None:
         try:
@@ -81,7 +89,7 @@ class Job:
             _log_fault(error)
 
     def _finish(self, state: JobState) -> None:
-        self._work = _gone  # it may hold a study
+        self._work, self.draft = _gone, ""  # both may hold something of a study
         self._after()
         self.ended = time.monotonic()
         self.state = state

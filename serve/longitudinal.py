@@ -11,7 +11,7 @@ scanned twice does not give the same volume, and what that costs must be known o
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from foundation.preprocess import Grid, sample_at
 from foundation.reading.collection import study_from_path
 from foundation.registration import rigid
 from foundation.study import Series
+from heads.report import Sentence
 from heads.report.writing import Writer, load_writers, write_report
 from serve.pipeline import StudyReading, load_models, read_study, save_reading
 
@@ -171,8 +172,10 @@ def compare(prior: StudyReading, current: StudyReading) -> Comparison:
     return Comparison(prior, current, change, current.study.reference.with_voxels(moved.astype(np.float32)))
 
 
-def with_prior(result: Comparison, writers: Sequence[Writer] = ()) -> StudyReading:
-    """The current reading as one that knows the prior, put into words anew."""
+def with_prior(
+    result: Comparison, writers: Sequence[Writer] = (), said: Callable[[Sentence], None] | None = None
+) -> StudyReading:
+    """The current reading as one that knows the prior, put into words anew; `said` hears each sentence when it is written."""
     there = {finding.id: finding for finding in result.prior.reading.findings}
     lesions: dict[str, dict[Fate, int]] = {}
     for one in result.change.lesions:
@@ -185,7 +188,8 @@ def with_prior(result: Comparison, writers: Sequence[Writer] = ()) -> StudyReadi
     )
     findings = tuple(_changed(one, there.get(one.id)) for one in result.current.reading.findings)
     reading = result.current.reading.model_copy(update={"prior": prior, "findings": findings})
-    return replace(result.current, reading=reading, draft=write_report(reading, writers, study=result.current.study))
+    draft = write_report(reading, writers, study=result.current.study, said=said)
+    return replace(result.current, reading=reading, draft=draft)
 
 
 def _changed(finding: Finding, before: Finding | None) -> Finding:

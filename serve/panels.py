@@ -236,8 +236,9 @@ def _standing(case: Case) -> str:
     return f"{reopened}nobody has signed this; kept until {case.goes_at:%Y-%m-%d %H:%M %Z}"
 
 
-def progress_panel(share: float, words: str) -> str:
-    return _rendered("progress.html", share=f"{share:.2f}", words=words)
+def progress_panel(share: float, words: str, draft: str = "") -> str:
+    """`draft` is the report as far as it is written."""
+    return _rendered("progress.html", share=f"{share:.2f}", words=words, draft=draft)
 
 
 OUTPUTS = {

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -38,7 +38,7 @@ from heads._relevance import BANDS, where_it_rests
 from heads.adapters.folder import Backbones, LoadedModel, load_model
 from heads.adapters.shared import FeatureCache
 from heads.base import HeadReading, default_models
-from heads.report import Draft
+from heads.report import Draft, Sentence
 from heads.report.writing import Writer, load_writers, write_report
 from serve.pdf import pdf_bytes
 from serve.render import Picture, render_html, render_markdown
@@ -112,11 +112,12 @@ def read_study(
     cache: FeatureCache | None = None,
     writers: Sequence[Writer] = (),
     record: Admitted | None = None,
+    said: Callable[[Sentence], None] | None = None,
 ) -> StudyReading:
     """What every model finds in the study (`heads/_reading.py`), as a reading in words.
 
     `record` is what may be known of the patient when the study begins; models that read records get it in their own codes, and the
-    report its indication and history. Without `writers` templates word the findings.
+    report its indication and history. Without `writers` templates word the findings; `said` hears each sentence when it is written.
     """
     found = find(models, study, cache, None if record is None else partial(_sequence, record=record))
     study, watch = found.study, Stopwatch()
@@ -127,7 +128,7 @@ def read_study(
     if rests_on:
         watch.lap("what answers rest on")
     masks = {
-        mask_path(name): Mask(labels, loaded.config.head.structures)  # pyright: ignore[reportAttributeAccessIssue]
+        mask_path(name): Mask(labels, loaded.config.head.drawn)  # pyright: ignore[reportAttributeAccessIssue]
         for loaded in models
         if (name := loaded.config.name) in found.said and (labels := found.said[name].labels) is not None
     }
@@ -140,25 +141,24 @@ def read_study(
         models=tuple(_used(one) for one in models),
         warnings=found.remarks if found.is_blank else (*_warnings(study), *found.remarks, *cautions),
     )
-    result = _with_record(StudyReading(study, reading, Draft(()), masks, rests_on), record, writers)
-    watch.lap("writing the report")
-    return replace(result, seconds={**found.seconds, **watch.seconds})
-
-
-def _with_record(result: StudyReading, record: Admitted | None, writers: Sequence[Writer]) -> StudyReading:
-    """The reading with what the record says of the patient, put into words."""
-    reading = result.reading
     if record is not None:
-        unnamed = num_without_name(record)
-        held = f"The record holds {unnamed} diagnoses that are not named here." if unnamed else None
-        reading = reading.model_copy(
-            update={
-                "indication": indication_of(record),
-                "findings": (*reading.findings, *history_of(record)),
-                "warnings": (*reading.warnings, *filter(None, [held])),
-            }
-        )
-    return replace(result, reading=reading, draft=write_report(reading, writers, study=result.study))
+        reading = _with_record(reading, record)
+    draft = write_report(reading, writers, study=study, said=said)
+    watch.lap("writing the report")
+    return StudyReading(study, reading, draft, masks, rests_on, {**found.seconds, **watch.seconds})
+
+
+def _with_record(reading: Reading, record: Admitted) -> Reading:
+    """The reading with what the record says of the patient."""
+    unnamed = num_without_name(record)
+    held = f"The record holds {unnamed} diagnoses that are not named here." if unnamed else None
+    return reading.model_copy(
+        update={
+            "indication": indication_of(record),
+            "findings": (*reading.findings, *history_of(record)),
+            "warnings": (*reading.warnings, *filter(None, [held])),
+        }
+    )
 
 
 def _what_rests_where(loaded: LoadedModel, said: HeadReading, prepared: PreparedStudy) -> dict[str, np.ndarray]:

@@ -41,6 +41,7 @@ from foundation.reading.nifti import BIDS_CONTRASTS
 from foundation.study import checked_contrast
 from heads.adapters.folder import LoadedModel
 from heads.adapters.shared import FeatureCache
+from heads.report.writing import Writer, load_writers
 from serve.cases import DAY_S, CaseStore
 from serve.doors import GRADIO, Allowance, Belongings, Door, Sessions
 from serve.intake import Dropped, read_case
@@ -77,8 +78,14 @@ class Settings:
 class Server:
     """Everything behind the address: the application is `app`."""
 
-    def __init__(self, settings: Settings, models: Sequence[LoadedModel], jobs: Jobs | None = None):
-        self.settings, self.models = settings, models
+    def __init__(
+        self,
+        settings: Settings,
+        models: Sequence[LoadedModel],
+        writers: Sequence[Writer] = (),
+        jobs: Jobs | None = None,
+    ):
+        self.settings, self.models, self.writers = settings, models, writers
         settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
         settings.data.chmod(0o700)
         self.uploads = (settings.data / "uploads").resolve()
@@ -143,7 +150,7 @@ class Server:
         """Let the worker read what lies in a folder of the uploads, which goes when that has ended in whatever way."""
 
         def read(tell: Tell) -> str:
-            return read_case(self.store, self.models, self.cache, user, dropped, tell)
+            return read_case(self.store, self.models, self.cache, user, dropped, tell, self.writers)
 
         def after() -> None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -193,7 +200,7 @@ class Server:
 
         app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         self._routes(app)
-        page = build_app(self.models, self.store, self.jobs, self.repairs)
+        page = build_app(self.models, self.store, self.jobs, self.writers, self.repairs)
         options = {name: PRIVATE[name] for name in MOUNTED if name in PRIVATE}
         kwargs = {"openapi_url": None, "docs_url": None, "redoc_url": None}
         app = gr.mount_gradio_app(
@@ -514,6 +521,7 @@ def serve_command(
     host: str,
     port: int,
     backbones: Sequence[Path] = (),
+    writers: Sequence[Path] = (),
     data: Path | None = None,
     users: Path | None = None,
     keep_days: float = 7.0,
@@ -537,6 +545,9 @@ def serve_command(
     if not 0 < keep_days <= 3650:
         raise InputError("cases are kept for some days", got=keep_days, remedy="Give --keep-days from 0.01 to 3650.")
     loaded = load_models(models, backbones)
+    scribes, reasons = load_writers(writers, backbones)
+    for reason in reasons:
+        print(reason)
     with ExitStack() as stack:
         if data is None:  # readable by this user only, and gone when the server stops
             data = Path(stack.enter_context(TemporaryDirectory(prefix="larmor-", ignore_cleanup_errors=True)))
@@ -550,7 +561,7 @@ def serve_command(
             root_path=root_path.rstrip("/"),
             repair=repair,
         )
-        server = Server(settings, loaded)
+        server = Server(settings, loaded, scribes)
         try:
             if watch is not None:
                 server.watch(watch, watch_user or LOCAL, quiet_s)

@@ -23,14 +23,21 @@ def oracle_dice(config: CohortConfig, indices: Sequence[int]) -> dict[str, float
     """Mean Dice of each structure over the subjects that have it, a few seconds a subject at 2 mm."""
     found: dict[str, list[float]] = {}
     for index in indices:
-        subject, source = Subject.draw(config.seed, index, config.family), config.source()
-        one, other = (anatomy_with_disease(subject, source, config.spacing_mm, offset_voxels=o) for o in (0.0, 0.5))
-        labels, again = one.labels, _put_on(other, one)
+        labels, again, _ = seen_twice(config, index)
         for name, value in STRUCTURES.items():
             sizes = (labels == value).sum() + (again == value).sum()
             if (labels == value).any():
                 found.setdefault(name, []).append(float(2 * ((labels == value) & (again == value)).sum() / sizes))
     return {name: round(float(np.mean(found[name])), 4) for name in STRUCTURES if name in found}
+
+
+def seen_twice(
+    config: CohortConfig, index: int
+) -> tuple[UInt8[np.ndarray, "x y z"], UInt8[np.ndarray, "x y z"], np.ndarray]:
+    """A subject's label map, the other grid's on the same voxels, and their affine."""
+    subject, source = Subject.draw(config.seed, index, config.family), config.source()
+    one, other = (anatomy_with_disease(subject, source, config.spacing_mm, offset_voxels=o) for o in (0.0, 0.5))
+    return one.labels, _put_on(other, one), one.affine
 
 
 def _put_on(other: Anatomy, one: Anatomy) -> UInt8[np.ndarray, "x y z"]:

@@ -77,7 +77,7 @@ def _value(kind: str, name: str | None, statement: Statement) -> str:
 
 def _of_finding(finding: Finding, name: str) -> str:
     if name == "name":
-        return _quiet(finding.name)
+        return _plural(_quiet(finding.name)) if has(finding, "number") else _quiet(finding.name)
     if name == "anatomy":
         return _quiet(finding.anatomy)
     if name == "side" and finding.side in ("right", "left", "bilateral", "midline"):
@@ -85,6 +85,11 @@ def _of_finding(finding: Finding, name: str) -> str:
     if name in MEASURED and has(finding, name):
         return amount(next(one for one in finding.measurements if one.name == name))
     raise UnfilledSlot(name)
+
+
+def _plural(name: str) -> str:
+    """Of a name that is an English noun, as a kind of lesion is; what ends otherwise than in a letter is left alone."""
+    return f"{name}s" if name[-1:].isalpha() and not name.endswith("s") else name
 
 
 def _quiet(text: str) -> str:

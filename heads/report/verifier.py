@@ -147,7 +147,8 @@ def _mentions(
 
 
 def _spans(clause: str, names: Sequence[str]) -> list[tuple[int, int, str]]:
-    """Where findings are named, longest first, no overlaps; structures only where no abnormality is named."""
+    """Where findings are named, longest first, no overlaps; structures only where no abnormality is named, or in a list of what
+    nobody could assess: elsewhere their names are places."""
     candidates = [
         (match.start(), match.end(), name)
         for name, pattern in _lexicon(tuple(names)).items()
@@ -157,7 +158,7 @@ def _spans(clause: str, names: Sequence[str]) -> list[tuple[int, int, str]]:
     chosen = _without_overlaps(candidates)
     if any(name not in LOOKS for *_, name in chosen):
         chosen = [span for span in chosen if span[2] not in LOOKS]
-    if not chosen:
+    if not chosen or words.NOT_ASSESSED.search(clause):
         structures = [
             (match.start(), match.end(), name)
             for name, pattern in words.STRUCTURES.items()
@@ -197,7 +198,8 @@ def _hedge(clause: str, first: int, last: int, near: str, spans: Sequence[tuple[
     quiet = clause
     for pattern in (words.NOT_NEGATION, _compiled(words.CHANGES["new"])):
         quiet = pattern.sub(lambda match: " " * len(match[0]), quiet)
-    before = quiet[:first]
+    # What is said of the other side, before an ellipsis, is not said of this one.
+    before = quiet[:first] if last > first else ""
     triggers = [match.end() for match in words.NEGATED_BEFORE.finditer(before)]
     if triggers and not words.SCOPE_ENDS.search(before, triggers[-1]):
         return "unlikely" if doubt == "unlikely" else "absent"
@@ -282,7 +284,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 @lru_cache(maxsize=256)
 def _lexicon(names: tuple[str, ...]) -> dict[str, str]:
     known = words.FINDINGS.keys() | words.STRUCTURES.keys()
-    own = {name.lower(): re.escape(name.lower()) for name in names if name.lower() not in known}
+    own = {name.lower(): f"{re.escape(name.lower())}s?" for name in names if name.lower() not in known}
     return {**words.FINDINGS, **own}
 
 

@@ -10,7 +10,7 @@ writer, then replaced by its plain template; the sentence says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -103,10 +103,15 @@ def write_report(
     seed: int = 0,
     reasons: Sequence[str] = (),
     study: Study | None = None,
+    said: Callable[[Sentence], None] | None = None,
 ) -> Draft:
     """The whole draft; without a writer it is the plain templates. `reasons` say why better writers were not used; `study` is for
-    writers that look at images."""
-    sentences = list(stream_report(reading, writers, style, seed=seed, study=study))
+    writers that look at images; `said` hears each sentence when it is written."""
+    sentences: list[Sentence] = []
+    for sentence in stream_report(reading, writers, style, seed=seed, study=study):
+        sentences.append(sentence)
+        if said is not None:
+            said(sentence)
     notes = [one.note for one in sentences if one.note]
     return Draft(tuple(sentences), (*reasons, *notes))
 

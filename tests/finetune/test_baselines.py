@@ -57,6 +57,30 @@ def test_the_majority_says_what_the_training_rows_say_on_average(make_collection
     assert said.tolist() == pytest.approx([4 / 7, 3 / 7])  # three small, two large, one more of each
 
 
+def test_the_majority_of_a_quality_head_says_how_often_each_artefact_is_and_the_median_severity(
+    make_collection, encoder: Encoder
+) -> None:
+    collection = read_manifest(make_collection(5))
+    truth = [("none", 0), ("ghost", 2), ("ghost", 4), (None, None), ("none", 0)]
+    rows = [
+        row.model_copy(update={"targets": {"artefact": kind, "artefact_severity": severity}})
+        for row, (kind, severity) in zip(collection.rows, truth, strict=True)
+    ]
+    config = parse_head({"kind": "quality"})
+    for recipe in ("majority", "linear"):
+        model = baseline(recipe, config, encoder)
+        studies = read_labelled(collection, rows, model.head, (4.0, 4.0, 4.0), label="read")
+        model.fit(studies)
+        found = scores(model, studies)
+        if recipe == "majority":
+            said = model.head.score_case(model.output_of(studies[0].prepared), studies[0].prepared, None, {})
+            assert said["said"] == pytest.approx(1.0)  # of 0, 2, 4, 0
+            assert said["p none"] == pytest.approx(said["p ghost"]) and said["p none"] > 2 * said["p motion"]
+            assert found["severity error"] == pytest.approx(np.mean([1, 1, 3, 1]))
+        else:  # four rows in many dimensions are learnt by heart
+            assert found["severity error"] < 0.5 and found["auroc"] == 1.0
+
+
 def test_the_threshold_finds_the_bright_core(make_collection) -> None:
     """In T2w the core is brighter than all else; where it is dark, in T1w, so is the edge of the body."""
     model, studies = fitted("threshold", CORE, make_collection(3))

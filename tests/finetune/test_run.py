@@ -74,6 +74,19 @@ def test_every_recipe_against_each_other(make_collection, encoder_folder: Path, 
     assert before == {path: path.stat().st_mtime_ns for path in before}, "what is finished is not repeated"
 
 
+def test_the_same_figures_of_each_group_of_cases(make_collection, encoder_folder: Path, tmp_path: Path) -> None:
+    config = config_of(make_collection(12), tmp_path / "x", encoder_folder, recipe="frozen")
+    ask = {"seeds": (0,), "note": "phantoms", "by": "large"}
+    (score,) = compare(config, [Contender("frozen", {"recipe": "frozen"})], tmp_path / "table", **ask).scores
+    cases = json.loads((tmp_path / "table" / "frozen-seed0" / "metrics.json").read_text())["cases"]
+    assert len(cases) == 4
+    for group, subjects in {"0": ("sub-02", "sub-08"), "1": ("sub-05", "sub-11")}.items():
+        expected = np.mean([cases[name]["dice"] for name in subjects])
+        assert score.by_group[group]["dice"].mean == pytest.approx(expected)
+    with pytest.raises(InputError, match="has a group"):
+        compare(config, [Contender("frozen", {"recipe": "frozen"})], tmp_path / "table", seeds=(0,), by="vendor")
+
+
 def test_what_each_recipe_trains(encoder_folder: Path, make_collection, tmp_path: Path) -> None:
     from finetune.adapters import apply_recipe
     from finetune.run import make_model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from serve.examples import EXAMPLES, make_example
 from serve.intake import Dropped, change_of, read_case, study_of, without_record_of
 from serve.pipeline import load_models
 from tests.foundation.reading.dicom_making import write_series
+from tests.heads.report.making import Reader
 from tests.serve.making import head_file, tiny_model
 
 
@@ -73,8 +75,26 @@ def test_an_earlier_study_is_compared(tmp_path: Path):
     assert change.subject == "sub-1" and change.volumes
     assert before.startswith(b"\x89PNG") and after.startswith(b"\x89PNG")
     assert without_record_of(case) is None
-    shares = [share for share, _ in steps]
+    shares = [share for share, *_ in steps]
     assert shares == sorted(shares) and shares[-1] == 1.0
+
+
+@pytest.mark.parametrize("with_earlier", [False, True])
+def test_the_report_is_worded_by_the_writer_and_told_sentence_by_sentence(tmp_path: Path, with_earlier: bool):
+    store, models, drafts = CaseStore(tmp_path / "data"), load_models([tiny_model(tmp_path / "all")]), []
+    earlier = (head_file(tmp_path / "then_T1w.nii.gz", seed=1),) if with_earlier else ()
+    dropped = Dropped(files=(head_file(tmp_path / "sub-1_T1w.nii.gz"),), earlier=earlier)
+
+    def tell(share: float, step: str, draft: str = "", /) -> None:
+        drafts.extend([draft] if draft else [])
+
+    case_id = read_case(store, models, FeatureCache(), "anna", dropped, tell, [Reader()])
+    said = store.case("anna", case_id).sentences
+    worded = {one.writer for one in said if one.section in ("Findings", "Impression")}
+    assert Reader().name in worded
+    assert len(drafts) == len(said) and drafts[-1].count("\n") > drafts[0].count("\n")
+    assert all(len(one) < len(other) for one, other in itertools.pairwise(drafts))
+    assert any(one.section == "Comparison" for one in said) == with_earlier
 
 
 def test_a_record_that_is_none_is_an_input_error(tmp_path: Path):

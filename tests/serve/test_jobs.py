@@ -68,6 +68,21 @@ def test_too_many_are_told_to_wait(jobs: Jobs):
     gate.may_go.set()
 
 
+def test_a_growing_report_is_seen_while_it_is_written_and_forgotten_at_the_end(jobs: Jobs):
+    told, may_end = threading.Event(), threading.Event()
+
+    def work(tell: Tell) -> str:
+        tell(0.6, "Writing", "a mass")
+        told.set()
+        assert may_end.wait(5.0)
+        return "case"
+
+    job = jobs.submit("anna", work)
+    assert told.wait(5.0) and (job.step, job.draft) == ("Writing", "a mass")
+    may_end.set()
+    assert job.wait(5.0) and job.draft == ""
+
+
 def test_what_is_unwanted_stops(jobs: Jobs):
     gate = Gate()
     running, waiting = jobs.submit("anna", gate), jobs.submit("anna", gate)

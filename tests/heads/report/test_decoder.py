@@ -19,7 +19,7 @@ from heads.report.decoder import (
     is_prompt_word,
     prompt_words,
 )
-from heads.report.decoding import StaticDecoder
+from heads.report.decoding import Product, StaticDecoder
 from heads.report.learning import LearnConfig, sentences_of, train_decoder
 from heads.report.plan import Style, plan
 from heads.report.slots import SLOT, UnfilledSlot, fill, slots_of
@@ -45,6 +45,19 @@ def test_the_static_loop_writes_what_transformers_writes(tiny_decoder: Decoder):
             do_sample=False, eos_token_id=None,
         )  # fmt: skip
         assert out == theirs[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("shape", [(1, 1, 24), (3, 5, 24)])
+def test_a_product_is_a_linear_map(dtype: torch.dtype, tolerance: float, shape: tuple[int, ...]):
+    generator = torch.Generator().manual_seed(1)
+    x, weight, bias = (torch.randn(size, generator=generator).to(dtype) for size in (shape, (40, 24), (40,)))
+    with torch.inference_mode():
+        for own in (None, bias):
+            expected = torch.nn.functional.linear(x.float(), weight.float(), None if own is None else own.float())
+            found = Product(weight, own)(x)
+            assert found.dtype == dtype and found.shape == expected.shape
+            assert (found.float() - expected).abs().max() < tolerance * expected.abs().max()
 
 
 def test_a_batch_is_its_sentences_one_by_one(tiny_decoder: Decoder):

@@ -10,6 +10,8 @@ from numpy.random import default_rng
 from foundation.findings import Finding, Measurement
 from heads.report.perturb import KINDS, perturb
 from heads.report.phrasing import cohort_report
+from heads.report.plan import Statement
+from heads.report.slots import fill
 from heads.report.templates import draft
 from heads.report.verifier import parse, sentences_of, verify, verify_sentence
 from tests.heads.report.making import imagined, style_of
@@ -158,3 +160,33 @@ def test_a_finding_whose_side_nobody_knows_is_there_all_the_same():
     assert "side not assessed" in text and verify(text, reading) == []
     missing = found.model_copy(update={"presence": "not_assessed", "measurements": ()})
     assert verify(text, reading.model_copy(update={"findings": (missing,)})) != []
+
+
+def test_structures_in_a_list_of_what_was_not_assessed_are_findings_and_no_places():
+    parsed = parse("Lateral ventricle, lesion, thalamus and brainstem were not assessed (no T1w series).")
+    assert [one.finding for one in parsed.mentions] == ["lateral ventricle", "lesion", "thalamus", "brainstem"]
+    assert {one.hedge for one in parsed.mentions} == {"not_assessed"}
+    (seen,) = parse("There is a lesion in the right thalamus.").mentions
+    assert seen.finding == "lesion" and seen.places == {"deep grey matter"}
+
+
+def test_several_of_a_kind_that_nobody_knows_are_named_in_the_plural():
+    method = "counted"
+    many = Finding(
+        id="m.spot.right", name="odd spot", anatomy="brain", side="right", presence="present", abnormal=True, probability=0.99,
+        measurements=(Measurement(name="number", value=3, unit="1", method=method),), source="m",
+    )  # fmt: skip
+    statement = Statement("Findings", "present", (many,))
+    text = fill("there are <c1.number> <c1.name> on the <c1.side> .", statement)
+    assert text == "There are 3 odd spots on the right."
+    assert verify_sentence(text, [many], has_prior=False) == []
+    one = many.model_copy(update={"measurements": ()})
+    assert fill("<c1.name> on the <c1.side> .", Statement("Findings", "present", (one,))) == "Odd spot on the right."
+
+
+@pytest.mark.parametrize("there", ["right", "left"])
+def test_a_side_that_was_not_found_says_nothing_of_the_other(there: str):
+    text = "Lesion: right 3.20 ml; left not found." if there == "right" else "Lesion: right not found; left 3.20 ml."
+    assert {one.side: one.hedge for one in parse(text).mentions} == {
+        "right": "stated" if there == "right" else "absent", "left": "stated" if there == "left" else "absent"
+    }  # fmt: skip
