@@ -377,14 +377,17 @@ def build_app(
 
         def redraw(case_id: str, scene: Scene, event: gr.EventData, request: gr.Request) -> dict[Any, Any]:
             """What somebody drew, as the case's mask; where it is not taken, the viewer still has it."""
-            drawing = _uploaded(str(event.path))
+            drawing, of = _uploaded(str(event.path)), str(event.case)
             try:
-                store.redraw_from(_user(request), case_id, str(event.mask), drawing, str(event.drawn_on))
+                store.redraw_from(_user(request), of, str(event.mask), drawing, str(event.drawn_on))
             except InputError as error:
                 scene = refused(scene, f"It was not kept. Needed: {error.rule}. Found: {error.got}. {error.remedy}")
                 return {shown: scene, viewer: scene}
             finally:
                 shutil.rmtree(drawing.parent, ignore_errors=True)
+            if of != case_id:  # another one was opened meanwhile
+                gr.Info("The mask was kept.")
+                return {}
             view = CaseView.of(store, _user(request), case_id)
             scene = view.scene(CASES)
             changed = change_of(view.case)

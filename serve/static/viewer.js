@@ -387,7 +387,7 @@ async function begin_drawing() {
 // Out of drawing; what was not kept is put aside if somebody may come back to it.
 function leave_drawing(puts_aside) {
   if (!drawn) return;
-  if (puts_aside && drawn.changed) unkept.set(drawn.mask.url, nv.drawBitmap);
+  if (puts_aside && drawn.changed && !drawn.keeping) unkept.set(drawn.mask.url, nv.drawBitmap);
   drawn = null;
   if (nv) {
     nv.setDrawingEnabled(false);
@@ -401,11 +401,12 @@ async function keep_drawing() {
   drawn.keeping = true;
   offer_drawing();
   tell("Measuring what you drew…");
+  const of = scene.case, { mask } = drawn; // somebody may open another case before this one's has arrived
   try {
     const bytes = await nv.saveImage({ filename: "", isSaveDrawing: true, volumeByIndex: 0 });
     const packed = await new Response(new Blob([bytes]).stream().pipeThrough(new CompressionStream("gzip"))).blob();
     const { path } = await upload(new File([packed], "drawing.nii.gz"));
-    trigger("redrawn", { path, mask: drawn.mask.name, drawn_on: drawn.mask.drawn_on });
+    trigger("redrawn", { path, case: of, mask: mask.name, drawn_on: mask.drawn_on });
   } catch (error) {
     if (!drawn) throw error;
     drawn.keeping = false;
