@@ -68,6 +68,7 @@ def test_a_case_survives_a_restart(store: CaseStore, result: StudyReading):
     assert again.case("anna", case.id) == store.case("anna", case.id)
     back = again.result("anna", case.id)
     assert back.reading == result.reading and back.study.subject == "patient-1"
+    assert back.seconds == result.seconds and {"preparing the images", "model all"} <= set(back.seconds)
     for one, two in zip(back.study.series, result.study.series, strict=True):
         assert np.array_equal(one.voxels, two.voxels) and np.array_equal(one.affine, two.affine)
         assert (one.contrast, one.name, one.acquisition) == (two.contrast, two.name, two.acquisition)
