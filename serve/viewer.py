@@ -27,9 +27,9 @@ Scene = dict[str, Any]
 
 
 def image_viewer(**options: Any) -> gr.HTML:
-    """A component whose value is a scene or None. Its events: `redrawn` (a drawing is in the upload `path`, of a `case`'s `mask`, begun
-    on the picture `drawn_on`); `fallback` (there is no WebGL2, with the reason in `why`), and then `moved` (to `at_mm`, under `mask`),
-    because somebody has to draw the planes.
+    """A component whose value is a scene or None. Its events: `redrawn` (a drawing is in the upload `path`, of a `case`'s `mask`,
+    begun on the picture `drawn_on`); `fallback` (there is no WebGL2, with the reason in `why`), and then `moved` (to `at_mm`, under
+    `mask`), because somebody has to draw the planes.
 
     No subclass of gr.HTML: gradio would write a stub file beside this module, wherever that was installed.
     """
