@@ -185,7 +185,7 @@ def series_panel(reading: Reading, seconds: Mapping[str, float] | None = None) -
         series=series,
         models=reading.models,
         colophon=colophon(reading),
-        took=in_words(sum((seconds or {}).values())),
+        took=in_words(sum((seconds or {}).values(), 0.0)),
         steps=[(step, in_words(one)) for step, one in (seconds or {}).items()],
     )
 
