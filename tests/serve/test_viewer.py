@@ -138,6 +138,7 @@ def test_the_viewer_goes_where_it_is_sent(page_address: str):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.timeout(300)
 def test_what_is_drawn_comes_back_on_the_masks_own_voxels(page_address: str, page_folder: Path):
     """On a series whose axes are mirrored, of labels that no pen can hold, while another series is looked at."""
     from playwright.sync_api import expect, sync_playwright
@@ -160,7 +161,8 @@ def test_what_is_drawn_comes_back_on_the_masks_own_voxels(page_address: str, pag
         def stroke(*shares: tuple[float, float]) -> None:
             box = page.locator("#viewer canvas").bounding_box()
             assert box
-            first, *others = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in shares]
+            left = box["x"] + (box["width"] - box["height"]) / 2  # of the slice, which is a square
+            first, *others = [(left + x * box["height"], box["y"] + y * box["height"]) for x, y in shares]
             page.mouse.move(*first)
             page.mouse.down()
             for place in others:
@@ -215,7 +217,7 @@ def test_what_is_drawn_comes_back_on_the_masks_own_voxels(page_address: str, pag
         expect(root).to_have_attribute("data-strokes", "2")
         page.get_by_role("button", name="Undo").click()
         page.get_by_label("Size").select_option("1")
-        stroke((0.65, 0.1), (0.7, 0.1), (0.7, 0.2), (0.65, 0.2), (0.65, 0.1))  # around a place that is of no structure
+        stroke((0.3, 0.1), (0.7, 0.1), (0.7, 0.25), (0.3, 0.25), (0.3, 0.1))  # around a place that is of no structure
         expect(root).to_have_attribute("data-strokes", "2")
         filled = kept() != drawn
         assert filled.any() and len(np.argwhere(filled)) == np.prod(np.ptp(np.argwhere(filled), axis=0) + 1)
