@@ -2,7 +2,7 @@
 
     python -m benchmarks                 every group
     python -m benchmarks reading         one of pretraining, training, serving, reading, store, cohort, record, report,
-                                         reconstruction, command
+                                         study, reconstruction, command
 
 A target is the least ratio that three quarters of the pairs reach. Runs on the CPU: ratios hold on a busy machine, times
 do not.
@@ -33,6 +33,7 @@ GROUPS = (
     "cohort",
     "record",
     "report",
+    "study",
     "reconstruction",
     "command",
 )

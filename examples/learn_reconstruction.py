@@ -1,12 +1,12 @@
 """A learned reconstruction, trained on synthetic heads: python -m examples.learn_reconstruction OUT
 
-    python -m examples.learn_reconstruction runs/reconstruction              1,200 steps at 2 mm, some minutes of a quiet core
+    python -m examples.learn_reconstruction runs/reconstruction              1,200 steps of three slices at 2 mm
     python -m examples.learn_reconstruction runs/smoke --smoke               minutes: small, coarse, 150 steps
-    python -m examples.learn_reconstruction runs/compare --compare           what its parts are worth: twice as long
+    python -m examples.learn_reconstruction runs/compare --compare told untold unet        what its parts are worth
 
-OUT/model is what `larmor reconstruct --model` and `python -m examples.measure_reconstruction` take. `--compare` trains two more
-networks on the same scans in the same steps, OUT/untold, which sees neither tokens nor what is known of the scan, and OUT/unet, a
-plain U-Net on the zero-filled image, as large as takes the same time. Stopped, it continues.
+OUT/model is what `larmor reconstruct --model` and `python -m examples.measure_reconstruction` take. `--compare` trains more
+networks on the same scans in the same steps: OUT/told, which is told of the scan and sees no tokens, OUT/untold, which is not
+told either, and OUT/unet, a plain U-Net on the zero-filled image, as large as takes the same time. Stopped, it continues.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from heads.reconstruction.training import TrainReconstructionConfig, train_recon
 
 SMALL = UnrolledConfig(cascades=3, channels=12)
 BESIDE = {
+    "told": UnrolledConfig(),
     "untold": UnrolledConfig(context=False),
     "unet": UnrolledConfig(unrolled=False, cascades=1, channels=28),
 }
@@ -39,12 +40,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--smoke", action="store_true", help="small and coarse, for minutes")
-    parser.add_argument("--compare", action="store_true", help="what its parts are worth")
+    parser.add_argument("--compare", nargs="+", choices=list(BESIDE), default=[], help="what its parts are worth")
     parser.add_argument("--steps", type=int)
     chosen = parser.parse_args()
     config = smoke() if chosen.smoke else TrainReconstructionConfig()
     if chosen.compare:
-        config = config.model_copy(update={"beside": BESIDE})
+        config = config.model_copy(update={"beside": {name: BESIDE[name] for name in chosen.compare}})
     if chosen.steps is not None:
         training = config.training.model_copy(update={"steps": chosen.steps})
         config = config.model_copy(update={"training": training})

@@ -57,7 +57,7 @@ class Tokens:
 
         return replace(self, **self._each(gather))
 
-    def bags(self, where: slice) -> Tokens:
+    def bags(self, where: slice | list[int]) -> Tokens:
         """Some bags of the batch, with the padding that all of them have."""
         return replace(self, **self._each(lambda tensor: tensor[where]))
 

@@ -31,6 +31,9 @@ class UNet(nn.Module):
         self.divisor = 2 ** (levels - 1)
         self.down = nn.ModuleList(Block(n, width, context_size) for n, width in zip((num_in, *widths), widths))
         self.look = None if token_width is None else nn.Conv2d(token_width, widths[-1], kernel_size=1)
+        if self.look is not None:  # what an encoder says weighs nothing until it is worth something
+            nn.init.zeros_(self.look.weight)
+            nn.init.zeros_(self.look.get_parameter("bias"))
         self.up = nn.ModuleList(
             Block(deep + fine, fine, context_size) for fine, deep in zip(widths[-2::-1], widths[:0:-1])
         )
@@ -68,6 +71,10 @@ class Block(nn.Module):
         self.first = nn.Conv2d(num_in, num_out, kernel_size=3, padding=1)
         self.norm = nn.GroupNorm(NORM_GROUPS, num_out, affine=False)
         self.tell = nn.Linear(context_size, 2 * num_out)
+        nn.init.zeros_(
+            self.tell.weight
+        )  # as what is known of the scan: a random scale of every channel is a poor beginning
+        nn.init.zeros_(self.tell.bias)
         self.second = nn.Conv2d(num_out, num_out, kernel_size=3, padding=1)
 
     def forward(self, x: Tensor, context: Float[Tensor, "numbers"]) -> Tensor:

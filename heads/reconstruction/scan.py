@@ -45,9 +45,9 @@ class Scan:
     def operator(self) -> SenseOperator:
         return SenseOperator(self.maps, self.mask)
 
-    def only(self, number: int) -> Scan:
-        """One slice of it."""
-        here = slice(number, number + 1)
+    def only(self, *numbers: int) -> Scan:
+        """Some slices of it."""
+        here = list(numbers)
         return replace(
             self,
             kspace=self.kspace[here],

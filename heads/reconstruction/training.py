@@ -48,8 +48,8 @@ class TrainReconstructionConfig(Config):
 
     `tasks` are the shares of what is learned, of `heads/reconstruction/tasks.py`; what is not named is not learned.
     `variants` scans are made of each head, and kept in memory (some MB each), since to make one takes about as long as to
-    learn from it; None makes another one each time. A step sees one slice of one. `denoise` above 1 is 1, so that more are to
-    be noise-free than lie between. `start` is the folder of a model to begin with the weights of.
+    learn from it; None makes another one each time. A step sees `slices_a_step` of the `num_slices` of one. `denoise` above 1 is 1,
+    so that more are to be noise-free than lie between. `start` is the folder of a model to begin with the weights of.
 
     `beside` are other networks that learn from the same scans in the same steps, to compare with.
     """
@@ -70,6 +70,7 @@ class TrainReconstructionConfig(Config):
     cohort: StreamConfig = StreamConfig(subjects=24, contrasts=("T1w", "T2w", "FLAIR"), missing_series=0.0)
     variants: Annotated[int, Field(ge=1)] | None = 5
     num_slices: Annotated[int, Field(ge=1)] = 3
+    slices_a_step: Annotated[int, Field(ge=1)] = 3
     num_coils: tuple[int, int] = (4, 8)
     noise: tuple[float, float] = (0.005, 0.04)
     spots: Annotated[int, Field(ge=0)] = 6
@@ -118,13 +119,17 @@ class CohortScans:
 
     def __getitem__(self, draw: Draw) -> Scan:
         if self.config.variants is None:
-            scan = self.make(draw)
-            return scan.only(draw.seed % len(scan.kspace))
+            return self.some(self.make(draw), draw.seed)
         again, variant = divmod(draw.seed, self.config.variants)
         draw = Draw(draw.index, variant)
         if draw not in self.kept:
             self.kept[draw] = self.make(Draw(draw.index, fold(draw.index, variant)))
-        return self.kept[draw].only(again % len(self.kept[draw].kspace))
+        return self.some(self.kept[draw], again)
+
+    def some(self, scan: Scan, first: int) -> Scan:
+        """As many slices as a step sees, from this one on and round again."""
+        number = len(scan.kspace)
+        return scan.only(*((first + one) % number for one in range(min(number, self.config.slices_a_step))))
 
     def make(self, draw: Draw) -> Scan:
         config, rng = self.config, np.random.default_rng(draw.seed)
