@@ -100,6 +100,9 @@ def pictures(link: str) -> Iterator[tuple[str, bytes]]:
             page.get_by_role("button", name="Planes", exact=True).click()
             page.wait_for_timeout(1000)
         page.get_by_role("tab", name="Since then").click()
+        lesion = page.locator("#change button.link")
+        if lesion.count():
+            lesion.first.click()
         page.wait_for_timeout(1000)
         yield "page-change.png", page.screenshot()
         repair = page.get_by_role("tab", name="Repair")
@@ -107,7 +110,8 @@ def pictures(link: str) -> Iterator[tuple[str, bytes]]:
             repair.click()
             page.get_by_role("button", name="Show it repaired").click()
             page.locator("#repaired .pair img").first.wait_for()
-            page.wait_for_timeout(1000)
+            page.get_by_role("radio", name="what was changed").check()
+            page.wait_for_timeout(2000)
             yield "page-repair.png", page.screenshot()
         read("Tumour and record")
         outlook = page.get_by_role("tab", name="Outlook")
@@ -141,7 +145,8 @@ def small(png: bytes) -> bytes:
     picture = Image.open(io.BytesIO(png)).convert("RGB")
     for colours in (256, 128, 64, 32):
         buffer = io.BytesIO()
-        picture.quantize(colours, method=Image.Quantize.MEDIANCUT).save(buffer, "png", optimize=True)
+        # By coverage, not by how often: the few pixels of a legend keep their colours among a page of greys.
+        picture.quantize(colours, method=Image.Quantize.MAXCOVERAGE, kmeans=1).save(buffer, "png", optimize=True)
         if buffer.tell() <= MOST_BYTES:
             return buffer.getvalue()
     remedy = "Take a smaller picture."
