@@ -364,6 +364,9 @@ async function begin_drawing() {
   await show();
   const place = new Map(mask.labels.map((one, index) => [one.value, index + 1]));
   const img = Uint8Array.from(over.img, (value) => place.get(Math.round(value)) || 0);
+  const sizes = mask.labels.map(() => 0);
+  for (const number of img) if (number) sizes[number - 1] += 1;
+  choose("structure", sizes.indexOf(Math.max(...sizes))); // the largest, until somebody says which
   nv.setDrawColormap(colours(mask.labels, mask.labels.map((_, index) => index + 1)));
   nv.setDrawOpacity(Number(chosen("opacity")));
   if (!nv.loadDrawing({ hdr: over.hdr, permRAS: over.permRAS, img })) {
