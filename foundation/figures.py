@@ -28,7 +28,11 @@ from foundation.study import Series
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, without black; label 1 is orange in every picture.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
-RINGS = ((0.0, 0.0), (0.5, 1.0), (0.5, 0.0), (0.6, 0.5))  # how much is mixed in, of which grey (0 black, 1 white)
+# Of the values after twice seven, where lesions are: far from the others and bright, because darker ones vanished on the images.
+VIVID = (
+    "#55FF00", "#FF00FF", "#D9006C", "#00FFFF", "#634CD9", "#90FF59", "#00FF55",
+    "#FF5959", "#C859FF", "#00D900", "#AA00FF", "#AAFF00", "#00FFAA", "#00AAFF",
+)  # fmt: skip
 OVERLAY = 0.5  # how much of the colour covers the image
 PANEL_PIXELS = 360  # height of the tallest of the three panels
 GAP_PIXELS = 6
@@ -86,11 +90,12 @@ def three_planes(
 
 
 def colour_of(value: int) -> str:
-    """The colour of a label value, the same in every picture: after seven values lighter, darker, then greyer ones."""
-    turn, place = divmod(value - 1, len(COLOURS))
-    share, towards = RINGS[turn % len(RINGS)]
-    mixed = (1 - share) * np.asarray(to_rgb(COLOURS[place])) + share * towards
-    return to_hex(mixed)  # pyright: ignore[reportArgumentType]
+    """The colour of a label value, the same in every picture: after seven values lighter, then other ones; then all again."""
+    place = (value - 1) % (2 * len(COLOURS) + len(VIVID))
+    if place >= 2 * len(COLOURS):
+        return VIVID[place - 2 * len(COLOURS)].lower()
+    turn, place = divmod(place, len(COLOURS))
+    return to_hex(np.asarray(to_rgb(COLOURS[place])) * (1 - 0.5 * turn) + 0.5 * turn)  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import numpy as np
 from ehr.features import RecordSequence
 from foundation.findings import Finding, each_once, if_seen
 from foundation.preprocess import PreparedStudy, prepare_study
+from foundation.stopwatch import Stopwatch
 from foundation.study import Contrast, Study
 from heads.adapters.folder import LoadedModel
 from heads.adapters.shared import FeatureCache, outputs_of
@@ -26,7 +27,8 @@ from heads.base import HeadReading
 @dataclass(frozen=True)
 class Found:
     """`study` is what was measured of it. `said` and `prepared`, by model, are empty where the images show nothing (`is_blank`);
-    `remarks` are what a reader must know before believing the findings."""
+    `remarks` are what a reader must know before believing the findings. `seconds` are of each step; what models share is
+    counted with the first of them."""
 
     study: Study
     findings: tuple[Finding, ...]
@@ -34,6 +36,7 @@ class Found:
     said: dict[str, HeadReading] = field(default_factory=dict)
     prepared: dict[str, PreparedStudy] = field(default_factory=dict)
     is_blank: bool = False
+    seconds: dict[str, float] = field(default_factory=dict, compare=False)
 
 
 def find(
@@ -43,6 +46,7 @@ def find(
     record_for: Callable[[LoadedModel], RecordSequence | None] | None = None,
 ) -> Found:
     """Let every model look at the study. What no acquired contrast can show is not assessed, whatever a model says of it."""
+    watch = Stopwatch()
     unseen = [
         f"{series.name} was predicted by a model, not measured: it was not read."
         for series in study.series
@@ -72,16 +76,18 @@ def find(
             said[name] = HeadReading(loaded.model.head.refuse(source=name, why=objection))
         else:
             asked.append(loaded)
+    watch.lap("preparing the images")
     for prepared, asked in views.values():
         records = [None if record_for is None else record_for(loaded) for loaded in asked]
         for index, output in outputs_of([loaded.model for loaded in asked], prepared, cache, records):
             head, name = asked[index].model.head, asked[index].config.name
             said[name] = head.read(output, prepared, source=name, mask_path=mask_path(name) if head.draws else None)
             looked[name] = prepared
+            watch.lap(f"model {name}")
     acquired: set[Contrast] = {series.contrast for series in study.series}
     findings = each_once(if_seen(finding, acquired) for one in models for finding in said[one.config.name].findings)
     remarks = tuple(remark for one in models for remark in said[one.config.name].remarks)
-    return Found(study, findings, (*unseen, *remarks), said, looked)
+    return Found(study, findings, (*unseen, *remarks), said, looked, seconds=watch.seconds)
 
 
 def mask_path(name: str) -> str:

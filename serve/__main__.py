@@ -245,6 +245,10 @@ def _parser() -> argparse.ArgumentParser:
         help="how long nothing may have come of a study before it is taken (default: %(default)g)",
     )  # fmt: skip
 
+    serve.add_argument(
+        "--repair", type=Path, metavar="DIR", help="a model of heads/reconstruction: shows series before and after it"
+    )
+
     users = command("users", "say who may log in to the page; writes hashes into FILE, and no password")
     users.add_argument("what", choices=("add", "remove", "list"), help="add also changes a password and the token")
     users.add_argument("name", nargs="?", metavar="NAME", help="whom: 1 to 32 of a-z, 0-9, '.', '_', '-'")
@@ -415,6 +419,7 @@ def _check_paths(arguments: dict[str, Any]) -> None:
     named = [
         arguments.get("model"),
         arguments.get("adapter"),
+        arguments.get("repair"),
         *arguments.get("models", []),
         *arguments.get("measured_by", []),
         *arguments.get("backbones", []),

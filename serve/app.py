@@ -11,6 +11,8 @@ another user could ask for. Text from files is escaped wherever a browser would 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -31,12 +33,13 @@ from heads.report.templates import NOT_A_DEVICE
 from heads.report.writing import Writer
 from serve import panels
 from serve.case_view import CaseView
-from serve.cases import CaseStore
+from serve.cases import Case, CaseStore
 from serve.examples import EXAMPLES
 from serve.intake import Dropped, change_of, read_case, read_example, without_record_of
-from serve.jobs import Job, Jobs
+from serve.jobs import Job, Jobs, Tell
 from serve.render import BANNER
-from serve.viewer import Scene, gone, image_viewer
+from serve.repairs import KNOWN, LAYERS, RepairKey, Repairs
+from serve.viewer import Scene, gone, image_viewer, refused
 
 CACHE_S = (600, 8 * 3600)  # every ten minutes, what is older than a working day goes
 MAX_FILE_SIZE = "2gb"  # of one file, as it comes
@@ -69,8 +72,15 @@ MAKE_ROOM = (
 )
 
 
-def build_app(models: Sequence[LoadedModel], store: CaseStore, jobs: Jobs, writers: Sequence[Writer] = ()) -> gr.Blocks:
-    """The page for these models; without any it shows images and assesses nothing. Without `writers` templates word the reports."""
+def build_app(
+    models: Sequence[LoadedModel],
+    store: CaseStore,
+    jobs: Jobs,
+    writers: Sequence[Writer] = (),
+    repairs: Repairs | None = None,
+) -> gr.Blocks:
+    """The page for these models; without any it shows images and assesses nothing. Without `writers` templates word the reports,
+    without `repairs` no series is shown repaired."""
     cache = FeatureCache()
     running: dict[str, Job] = {}  # by the session that waits for it
     with gr.Blocks(title="Larmor", analytics_enabled=False, delete_cache=CACHE_S, fill_width=True) as page:
@@ -150,6 +160,20 @@ def build_app(models: Sequence[LoadedModel], store: CaseStore, jobs: Jobs, write
                         outlook = gr.HTML(elem_id="outlook", apply_default_css=False)
                     with gr.Tab("Since then", visible=False) as change_tab:
                         change = panels.panel(elem_id="change")
+                    with gr.Tab("Repair", visible=repairs is not None):
+                        with gr.Row():
+                            worn = gr.Dropdown(label="Series", type="value", min_width=120)
+                            fault = gr.Dropdown(list(KNOWN), label="What is wrong with it", min_width=120)
+                        repair_button = gr.Button("Show it repaired", size="sm")
+                        repaired = panels.panel(elem_id="repaired")
+                        with gr.Column(visible=False) as repair_controls:
+                            layer = gr.Radio(
+                                [(words, one) for one, words in LAYERS.items()], value="after", label="Shown"
+                            )
+                            strength = gr.Slider(label="Strength", buttons=[], minimum=0, maximum=1, value=1, step=0.05)
+                            slice_number = gr.Slider(
+                                label="Slice", buttons=[], minimum=0, maximum=1000, value=0, step=1
+                            )
                     with gr.Tab("Series"):
                         series_list = gr.HTML(elem_id="series", apply_default_css=False)
                     with gr.Tab("Take away") as outputs_tab:
@@ -186,13 +210,17 @@ def build_app(models: Sequence[LoadedModel], store: CaseStore, jobs: Jobs, write
                 address: case.id,
                 shown: scene,
                 viewer: scene,
-                series_list: panels.series_panel(case.reading),
+                series_list: panels.series_panel(case.reading, case.seconds),
                 outlook_tab: gr.update(visible=looks_ahead),
                 outlook: panels.outlook_panel(case.reading, without) if looks_ahead else "",
                 change_tab: gr.update(visible=changed is not None),
-                change: "" if changed is None else panels.change_panel(*changed),
+                change: "" if changed is None else panels.change_panel(*changed, redrawn=_redrawn(case)),
                 welcome: gr.update(visible=False),
                 desk: gr.update(visible=True),
+                worn: gr.update(choices=[(one.name, n) for n, one in enumerate(case.reading.series)], value=0),
+                repaired: "",
+                repair_controls: gr.update(visible=False),
+                slice_number: gr.update(minimum=0, maximum=1000, value=0),  # 0 is the middle one
                 progress: "",
                 cancel: gr.update(visible=False),
             }  # fmt: skip
@@ -217,7 +245,8 @@ def build_app(models: Sequence[LoadedModel], store: CaseStore, jobs: Jobs, write
 
         SHOWN = [
             opened, address, shown, viewer, head, report, findings, preliminary, final, amending, worklist, outputs, series_list,
-            outlook_tab, outlook, change_tab, change, welcome, desk, progress, cancel, series, mask, planes, *at_mm,
+            outlook_tab, outlook, change_tab, change, welcome, desk, progress, cancel, series, mask, planes, *at_mm, worn, repaired,
+            repair_controls, slice_number,
         ]  # fmt: skip
         TEXT = [head, report, findings, preliminary, final, amending, worklist, outputs]
 
@@ -285,6 +314,47 @@ def build_app(models: Sequence[LoadedModel], store: CaseStore, jobs: Jobs, write
                     raise job.error
                 gr.Info("Cancelled; nothing was kept.")
 
+        def repair(case_id: str, number: int, fault: str, request: gr.Request) -> Iterator[dict[Any, Any]]:
+            """Progress until it is made. It is shown by another event, which knows what is open by then."""
+            user, session = _user(request), str(request.session_hash)
+            with _complaints("The series"):
+                found = store.result(user, case_id).study.series[number]
+
+                def work(tell: Tell) -> str:
+                    key = RepairKey(user, case_id, number, fault)
+                    assert repairs is not None
+                    repairs.make(key, found, lambda share: tell(share, f"Repairing {found.name}"))
+                    return case_id
+
+                job = running[session] = jobs.submit(user, work)
+                while job.state in ("waiting", "running"):
+                    yield {progress: panels.progress_panel(job.share, job.step), cancel: gr.update(visible=True)}
+                    job.wait(TELL_S)
+                running.pop(session, None)
+                yield {progress: "", cancel: gr.update(visible=False)}
+                if job.error is not None:
+                    raise job.error
+                if job.state == "cancelled":
+                    gr.Info("Cancelled; nothing was kept.")
+
+        def look_repaired(
+            case_id: str | None, number: int, fault: str, layer: str, strength: float, at_slice: float, request: gr.Request
+        ) -> dict[Any, Any]:  # fmt: skip
+            """What was made of the series that is chosen, in the case that is open; nothing where nothing was."""
+            if case_id is None or repairs is None:
+                return {repaired: "", repair_controls: gr.update(visible=False)}
+            key = RepairKey(_user(request), case_id, number, fault)
+            with _complaints("The series"):
+                store.case(key.user, case_id)
+                if not repairs.has(key):
+                    return {repaired: "", repair_controls: gr.update(visible=False)}
+                look = repairs.look(key, strength, int(at_slice) or None)
+                return {
+                    repaired: panels.repair_panel(look, layer),
+                    repair_controls: gr.update(visible=True),
+                    slice_number: gr.update(minimum=1, maximum=look.num_slices, value=look.number),
+                }
+
         def stop(request: gr.Request) -> None:
             if job := running.get(str(request.session_hash)):
                 job.cancel()
@@ -305,18 +375,39 @@ def build_app(models: Sequence[LoadedModel], store: CaseStore, jobs: Jobs, write
                 store.reword(_user(request), case_id, int(event.index), str(event.text))
                 return text_of(CaseView.of(store, _user(request), case_id))
 
-        def signing(state: Literal["preliminary", "final"]) -> Callable[[str, gr.Request], dict[Any, Any]]:
-            def sign(case_id: str, request: gr.Request) -> dict[Any, Any]:
+        def redraw(case_id: str, scene: Scene, event: gr.EventData, request: gr.Request) -> dict[Any, Any]:
+            """What somebody drew, as the case's mask; where it is not taken, the viewer still has it."""
+            drawing, of = _uploaded(str(event.path)), str(event.case)
+            try:
+                store.redraw_from(_user(request), of, str(event.mask), drawing, str(event.drawn_on))
+            except InputError as error:
+                scene = refused(scene, f"It was not kept. Needed: {error.rule}. Found: {error.got}. {error.remedy}")
+                return {shown: scene, viewer: scene}
+            finally:
+                shutil.rmtree(drawing.parent, ignore_errors=True)
+            if of != case_id:  # another one was opened meanwhile
+                gr.Info("The mask was kept.")
+                return {}
+            view = CaseView.of(store, _user(request), case_id)
+            scene = view.scene(CASES)
+            changed = change_of(view.case)
+            since = {} if changed is None else {change: panels.change_panel(*changed, redrawn=_redrawn(view.case))}
+            return text_of(view) | since | {shown: scene, viewer: scene}
+
+        def signing(state: Literal["preliminary", "final"]) -> Callable[[str, Scene, gr.Request], dict[Any, Any]]:
+            def sign(case_id: str, scene: Scene, request: gr.Request) -> dict[Any, Any]:
                 with _complaints("The report"):
-                    store.sign(_user(request), case_id, state)
-                    return text_of(CaseView.of(store, _user(request), case_id))
+                    case = store.sign(_user(request), case_id, state)
+                    scene = {**scene, "locked": case.is_locked}
+                    return text_of(CaseView.of(store, _user(request), case_id)) | {shown: scene, viewer: scene}
 
             return sign
 
-        def reopen(case_id: str, reason: str, request: gr.Request) -> dict[Any, Any]:
+        def reopen(case_id: str, scene: Scene, reason: str, request: gr.Request) -> dict[Any, Any]:
             with _complaints("The report"):
                 store.amend(_user(request), case_id, reason)
-                return text_of(CaseView.of(store, _user(request), case_id))
+                scene = {**scene, "locked": False}
+                return text_of(CaseView.of(store, _user(request), case_id)) | {shown: scene, viewer: scene}
 
         def write_outputs(case_id: str | None, request: gr.Request) -> str:
             if case_id is None:
@@ -360,14 +451,27 @@ def build_app(models: Sequence[LoadedModel], store: CaseStore, jobs: Jobs, write
             button.click(reading_example(name), is_plain, SHOWN, **PRIVATE_EVENT)
         home.click(left, None, SHOWN, **PRIVATE_EVENT)
         home.click(None, None, None, js=MAKE_ROOM)
-        cancel.click(stop, None, None, queue=False, **PRIVATE_EVENT)
+        cancel.click(stop, None, None, **PRIVATE_EVENT)  # out of the queue it would go to a route that is closed here
         worklist.open(open_case, is_plain, SHOWN, **PRIVATE_EVENT)
         report.reword(reword, opened, TEXT, **PRIVATE_EVENT)
         findings.decide(decide, [opened, shown], [*TEXT, shown, viewer], **PRIVATE_EVENT)
-        preliminary.click(signing("preliminary"), opened, TEXT, **PRIVATE_EVENT)
-        final.click(signing("final"), opened, TEXT, **PRIVATE_EVENT)
-        amend.click(reopen, [opened, reason], TEXT, **PRIVATE_EVENT)
+        viewer.redrawn(redraw, [opened, shown], [*TEXT, shown, viewer, change], **PRIVATE_EVENT)
+        preliminary.click(signing("preliminary"), [opened, shown], [*TEXT, shown, viewer], **PRIVATE_EVENT)
+        final.click(signing("final"), [opened, shown], [*TEXT, shown, viewer], **PRIVATE_EVENT)
+        amend.click(reopen, [opened, shown, reason], [*TEXT, shown, viewer], **PRIVATE_EVENT)
         outputs_tab.select(write_outputs, opened, outputs, **PRIVATE_EVENT)
+        told = [opened, worn, fault, layer, strength, slice_number]
+        repair_button.click(repair, [opened, worn, fault], [progress, cancel], **PRIVATE_EVENT).success(
+            look_repaired, told, [repaired, repair_controls, slice_number], **PRIVATE_EVENT
+        )
+        for control in (worn, fault, layer, strength, slice_number):
+            control.input(
+                look_repaired,
+                told,
+                [repaired, repair_controls, slice_number],
+                trigger_mode="always_last",
+                **PRIVATE_EVENT,
+            )
         viewer.fallback(fell_back, opened, [is_plain, fallback, why, series, mask, planes, *at_mm], **PRIVATE_EVENT)
         viewer.moved(moved, [opened, series, mask], [planes, mask, *at_mm], **PRIVATE_EVENT)
         for control in (series, mask, *at_mm):
@@ -401,6 +505,20 @@ def _user(request: gr.Request) -> str:
     if not request.username:
         raise gr.Error("Nobody is logged in.", print_exception=False)
     return request.username
+
+
+def _uploaded(path: str) -> Path:
+    """A file that the page sent; whose it is, `serve/doors.py` has seen to. Nothing else on this machine is read."""
+    place = Path(path).resolve()
+    folder = Path(os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir()).resolve()
+    if not place.is_file() or place.parent.parent != folder:
+        raise gr.Error("The drawing did not arrive.", print_exception=False)
+    return place
+
+
+def _redrawn(case: Case) -> list[str]:
+    """The names of masks that somebody redrew."""
+    return [Path(name).name.removesuffix(".nii.gz") for name, one in case.masks.items() if one.redrawn]
 
 
 def _models_html(models: Sequence[LoadedModel]) -> str:

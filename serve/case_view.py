@@ -95,11 +95,11 @@ class CaseView:
             {"name": one.name, "contrast": one.contrast, "url": f"{at}/{file}"}
             for one, file in zip(case.reading.series, case.displays, strict=True)
         ]
-        # A mask that was redrawn is another picture under the same name.
-        masks = [
-            {"name": name, "title": _title(name), "url": f"{at}/{one.display}", "labels": labels_of(one.structures)}
+        masks: list[dict[str, Any]] = [
+            {"name": name, "title": _title(name), "url": f"{at}/{one.display}", "labels": labels_of(one.structures),
+             "drawn_on": one.display}
             for name, one in case.masks.items()
-        ]
+        ]  # fmt: skip
         bands = labels_of([band for _, band in BANDS])
         names = {one.id: one.name for one in case.reading.findings}
         masks += [
@@ -107,7 +107,9 @@ class CaseView:
             for id, file in case.relevance.items()
             if id in names
         ]
-        return scene(f"{case.id}.{sum(one.redrawn for one in case.masks.values())}", series, masks, self.start_mm())
+        # A mask that was redrawn is another picture under the same name.
+        key = ".".join([case.id, *(Path(one.display).name for one in case.masks.values())])
+        return scene(key, series, masks, self.start_mm()) | {"case": case.id, "locked": case.is_locked}
 
     # -------------------------------------------------------------------------------- planes without WebGL2
 

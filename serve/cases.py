@@ -40,7 +40,7 @@ from foundation.files import sha256, write_aside, write_folder_aside
 from foundation.findings import Finding, Reading, Structure, find_midline, lies_left, measure_structures
 from foundation.preprocess import Grid, find_body, resample, sample_at
 from foundation.reading.collection import Row, SeriesEntry, write_manifest
-from foundation.reading.nifti import write_labels, write_shades, write_volume
+from foundation.reading.nifti import read_labels, write_labels, write_shades, write_volume
 from foundation.study import Acquisition, Contrast, DicomSource, Series, Study
 from foundation.terms import WEIGHTS
 from heads.report import SECTIONS, Draft, Section, Sentence, templates
@@ -61,6 +61,7 @@ DISPLAY_VOXELS = (
 MARGIN_VOXELS = 2
 MOST_TEXT = 2_000  # characters of a sentence, or of a reason
 PACKED: dict[str, Any] = {"mode": "w", "cparams": {"codec": blosc2.Codec.ZSTD, "clevel": 1, "nthreads": 1}}
+OUTLINED = "outlined by a clinician"
 CLINICIAN = "clinician"  # who worded a sentence that was edited
 
 
@@ -73,7 +74,8 @@ class CaseSentence(Config):
 
 
 class CaseMask(Config):
-    """A mask of the case; `display` is relative to the case's folder, on the grid of the first display copy."""
+    """A mask of the case; `display` is relative to the case's folder, on the grid of the first display copy, and another file for
+    every drawing: so its name says which one somebody saw."""
 
     structures: tuple[Structure, ...]
     display: str
@@ -106,6 +108,7 @@ class _Document(Config):
     masks: dict[str, CaseMask]
     rests_on: dict[str, str] = Field(default_factory=dict)
     relevance: dict[str, str] = Field(default_factory=dict)
+    seconds: dict[str, float] = Field(default_factory=dict)
     decisions: dict[str, Decision] = Field(default_factory=dict)
     remeasured: tuple[str, ...] = ()
     reason: str | None = None
@@ -118,7 +121,8 @@ class Case:
     """A case as it stands. `reading` holds every finding, rejected ones too; `sentences` are what the report says now.
 
     `displays` (one per series, the reference first), the masks' `display` and `relevance` (by finding) are files of `folder` for a
-    viewer. `warnings` are what the verifier objects to in the text: the clinician's to judge, and never in the way.
+    viewer. `seconds` are what each step of the reading took. `warnings` are what the verifier objects to in the text: the
+    clinician's to judge, and never in the way.
     """
 
     id: str
@@ -130,6 +134,7 @@ class Case:
     masks: Mapping[str, CaseMask]
     displays: tuple[str, ...]
     relevance: Mapping[str, str]
+    seconds: Mapping[str, float]
     folder: Path
     warnings: tuple[str, ...]
     read_at: datetime
@@ -231,6 +236,12 @@ class CaseStore:
         with self._connection() as connection:
             return self._case(_row(connection, user, case_id))
 
+    def has(self, user: str, case_id: str) -> bool:
+        with self._connection() as connection:
+            return bool(
+                connection.execute("SELECT 1 FROM cases WHERE id = ? AND owner = ?", (case_id, user)).fetchone()
+            )
+
     def worklist(self, user: str) -> list[CaseLine]:
         """The user's cases, most urgent first, then the oldest."""
         with self._connection() as connection:
@@ -289,43 +300,60 @@ class CaseStore:
         detail = {"sentence": sentence_index, "text": sha256_of(text)}
         return self._change(user, case_id, "case.reworded", detail, change)
 
+    def redraw_from(self, user: str, case_id: str, mask_name: str, drawing: Path, seen: str) -> Case:
+        """The same from a file that a viewer made on the display copy's grid: 1 is the mask's first structure, 2 the second, and
+        so on, because a browser's pen knows 255 values. `seen` is the `display` of the mask that was drawn on."""
+        with self._alone(case_id):
+            case, reference = self.case(user, case_id), self.result(user, case_id).study.reference
+            record = _known_mask(case, mask_name)
+            if seen != record.display:
+                raise InputError("what is redrawn is the mask as it stands", got="a drawing on an earlier one",
+                                 remedy="It was redrawn meanwhile: draw again on what it is now.")  # fmt: skip
+            drawn = read_labels(drawing, _on_grid(reference, display_grid(reference)[1]))
+            values = np.array([0, *(one.value for one in record.structures)], np.int16)
+            if drawn.min() < 0 or drawn.max() >= len(values):
+                raise InputError(f"a drawing holds 0 to {len(values) - 1}", got=f"{drawn.min()} to {drawn.max()}",
+                                 remedy="Load the case again and redraw it.")  # fmt: skip
+            return self.redraw(user, case_id, mask_name, values[drawn])
+
     def redraw(self, user: str, case_id: str, mask_name: str, labels: np.ndarray) -> Case:
         """Put labels in place of a mask's, and measure what it shows anew.
 
         They lie on the reference series' grid, or on its display copy's: of these, only what differs from what was displayed is
-        carried over, so that nothing is lost of what a smaller picture cannot show.
+        carried over, so that nothing is lost of what a smaller picture cannot show. Findings whose outline is the same on their
+        side stay as they were; what was decided of the others was said of another outline, and is open again.
         """
         with self._alone(case_id):
             case, result = self.case(user, case_id), self.result(user, case_id)
             if case.is_locked:
                 raise _locked()
-            if mask_name not in case.masks:
-                raise InputError("the mask is one of the case's", got=repr(mask_name),
-                                 remedy=did_you_mean(mask_name, case.masks))  # fmt: skip
-            record, reference = case.masks[mask_name], result.study.reference
+            record, reference = _known_mask(case, mask_name), result.study.reference
             full = _on_reference(labels, result.masks[mask_name].labels, reference)
             values = {0, *(one.value for one in record.structures)}
             if strange := set(np.unique(full).tolist()) - values:
                 raise InputError("a mask holds its structures' values", got=sorted(strange)[:5],
                                  remedy=f"Use {', '.join(map(str, sorted(values)))}.")  # fmt: skip
-            voxels = f"{record.voxels.partition('.')[0]}.{secrets.token_hex(4)}.b2nd"
+            stem = f"{record.voxels.partition('.')[0]}.{secrets.token_hex(4)}"
+            voxels, display = f"{stem}.b2nd", f"display/{stem}.nii.gz"
             _pack(full, case.folder / voxels)
-            findings = _measured_anew(full, result, mask_name, record.structures)
+            _write_display_mask(full, reference, case.folder / display)
+            by_id, outlined = _measured_anew(full, result, mask_name, record.structures)
+            changed_ids = {one.id for one in by_id.values() if one not in result.reading.findings}
 
             def change(document: _Document) -> _Document:
-                new = record.model_copy(update={"redrawn": True, "voxels": voxels})
-                ids = {one.id for one in findings}
-                by_id = {one.id: one for one in findings}
+                new = record.model_copy(update={"redrawn": True, "voxels": voxels, "display": display})
                 old = {one.id for one in document.reading.findings}
-                others = [by_id.get(one.id, one) for one in document.reading.findings if one.id in ids
-                          or not _is_of_mask(one, mask_name, record.structures)]  # fmt: skip
-                others += [one for one in findings if one.id not in old]
-                reading = document.reading.model_copy(update={"findings": tuple(others)})
+                kept = [one for one in document.reading.findings
+                        if one.id in by_id or not _is_of_mask(one, mask_name, record.structures)]  # fmt: skip
+                now = [by_id.get(one.id, one) for one in kept]
+                now += [one for id, one in by_id.items() if id not in old]
+                decided = {id: one for id, one in document.decisions.items() if id not in outlined}
                 return document.model_copy(
                     update={
-                        "reading": reading,
+                        "reading": document.reading.model_copy(update={"findings": tuple(now)}),
                         "masks": {**document.masks, mask_name: new},
-                        "remeasured": tuple(sorted({*document.remeasured, *ids})),
+                        "remeasured": tuple(sorted({*document.remeasured, *changed_ids})),
+                        "decisions": decided,
                     }
                 )
 
@@ -333,10 +361,11 @@ class CaseStore:
             try:
                 changed = self._change(user, case_id, "case.redrawn", detail, change)
             except BaseException:
-                (case.folder / voxels).unlink(missing_ok=True)
+                for name in (voxels, display):
+                    (case.folder / name).unlink(missing_ok=True)
                 raise
-            _write_display_mask(full, reference, case.folder / record.display)
-            (case.folder / record.voxels).unlink()
+            for name in (record.voxels, record.display):
+                (case.folder / name).unlink()
             return changed
 
     def sign(self, user: str, case_id: str, state: Literal["preliminary", "final"]) -> Case:
@@ -535,6 +564,7 @@ class CaseStore:
             masks=document.masks,
             displays=tuple(one.display for one in document.series),
             relevance=document.relevance,
+            seconds=document.seconds,
             folder=self._places / row["id"],
             warnings=tuple(f"{one.kind}: {one.text}" for one in verify(_draft(sentences).text(), reading)),
             read_at=_time(row["read_at"]),
@@ -557,7 +587,7 @@ class CaseStore:
                     self._studies.popitem(last=False)
         masks = {name: Mask(_unpack(case.folder / one.voxels), one.structures) for name, one in case.masks.items()}
         rests_on = {id: _unpack(case.folder / path) for id, path in document.rests_on.items()}
-        return StudyReading(study, document.reading, _draft(case.sentences), masks, rests_on)
+        return StudyReading(study, document.reading, _draft(case.sentences), masks, rests_on, document.seconds)
 
     def _images(self, case_id: str) -> str:
         return next(str(one.detail["images"]) for one in self.audit.entries(case_id) if one.action == "case.read")
@@ -717,6 +747,7 @@ def _written(result: StudyReading, folder: Path) -> _Document:
         masks=masks,
         rests_on=rests_on,
         relevance=relevance,
+        seconds=dict(result.seconds),
     )
 
 
@@ -795,8 +826,12 @@ def _write_display(series: Series, path: Path) -> None:
 
 def _write_display_mask(labels: np.ndarray, reference: Series, path: Path) -> None:
     _, grid = display_grid(reference)
-    shown = sample_at(labels, reference.affine, grid, nearest=True)
-    write_labels(path, shown, reference.with_voxels(np.zeros(grid.shape, np.float32), grid.affine))
+    write_labels(path, sample_at(labels, reference.affine, grid, nearest=True), _on_grid(reference, grid))
+
+
+def _on_grid(reference: Series, grid: Grid) -> Series:
+    """Where labels of the display copy lie; of no image."""
+    return reference.with_voxels(np.zeros(grid.shape, np.float32), grid.affine)
 
 
 def _on_reference(labels: np.ndarray, old: np.ndarray, reference: Series) -> np.ndarray:
@@ -815,9 +850,18 @@ def _on_reference(labels: np.ndarray, old: np.ndarray, reference: Series) -> np.
         raise InputError(f"a mask has the shape of its series {reference.shape} or of its display copy {grid.shape}",
                          got=labels.shape, remedy="Load the case again and redraw it.")  # fmt: skip
     shown = sample_at(old, reference.affine, grid, nearest=True)
-    changed = sample_at((labels != shown).astype(np.uint8), grid.affine, Grid.of(reference), nearest=True)
-    drawn = sample_at(labels, grid.affine, Grid.of(reference), nearest=True)
-    return np.where(changed > 0, drawn, old).astype(np.int16)
+    own = Grid.of(reference)
+    changed = sample_at((labels != shown).astype(np.uint8), grid.affine, own, nearest=True) > 0
+    drawn, before = (sample_at(one, grid.affine, own, nearest=True) for one in (labels, shown.astype(np.int16)))
+    # Where a voxel of the display copy was rubbed out, it was of one structure: what it hid of others stays.
+    changed &= (drawn > 0) | (old == before)
+    return np.where(changed, drawn, old).astype(np.int16)
+
+
+def _known_mask(case: Case, name: str) -> CaseMask:
+    if name not in case.masks:
+        raise InputError("the mask is one of the case's", got=repr(name), remedy=did_you_mean(name, case.masks))
+    return case.masks[name]
 
 
 def _is_of_mask(finding: Finding, mask_name: str, structures: Sequence[Structure]) -> bool:
@@ -827,26 +871,49 @@ def _is_of_mask(finding: Finding, mask_name: str, structures: Sequence[Structure
 
 def _measured_anew(
     labels: np.ndarray, result: StudyReading, mask_name: str, structures: Sequence[Structure]
-) -> list[Finding]:
-    """The mask's findings from the new labels: what is outlined is there, and no model's probability speaks of it any more."""
-    old = [one for one in result.reading.findings if _is_of_mask(one, mask_name, structures)]
-    reference = result.study.reference
-    source = old[0].source if old else Path(mask_name).name.removesuffix(".nii.gz")
+) -> tuple[dict[str, Finding], set[str]]:
+    """The mask's findings by id, and the ids of those whose outline is another now: what a clinician outlined is there, and no
+    model's probability speaks of it any more. Of the others only what both sides share is measured anew."""
+    known = {one.id: one for one in result.reading.findings if _is_of_mask(one, mask_name, structures)}
+    reference, name = result.study.reference, Path(mask_name).name.removesuffix(".nii.gz")
     try:
         body = find_body(reference)
     except InputError:
         body = None
-    found = measure_structures(
-        labels,
-        reference,
-        structures,
-        body=body,
-        mask_path=mask_name,
-        source=source,
-        count_pieces=any(one.measured("number") is not None for one in old),
-    )
-    note = "outlined by a clinician"
-    return [one.model_copy(update={"note": f"{one.note}; {note}" if one.note else note}) for one in found]
+
+    def measured(labels: np.ndarray) -> dict[str, Finding]:
+        found = measure_structures(
+            labels,
+            reference,
+            structures,
+            body=body,
+            mask_path=mask_name,
+            source=next((one.source for one in known.values()), name),
+            count_pieces=any(one.measured("number") is not None for one in known.values()),
+        )
+        return {one.id: one for one in found}
+
+    old, new = measured(result.masks[mask_name].labels), measured(labels)
+    findings, outlined = {}, set()
+    for id, one in new.items():
+        before, said = old.get(id), known.get(id)
+        if before is None or said is None or _outline(before) != _outline(one):
+            note = "; ".join(filter(None, [one.note, OUTLINED]))
+            findings[id] = one.model_copy(update={"note": note})
+            outlined.add(id)
+        elif before == one:
+            findings[id] = said
+        else:
+            shared = {two.name: two for two in one.measurements if two not in before.measurements}
+            kept = [shared.pop(two.name, two) for two in said.measurements if one.measured(two.name) is not None
+                    or before.measured(two.name) is None]  # fmt: skip
+            update = {"measurements": (*kept, *shared.values()), "signals": one.signals}
+            findings[id] = said.model_copy(update=update)
+    return findings, outlined
+
+
+def _outline(finding: Finding) -> tuple[Any, ...]:
+    return finding.presence, finding.measured("volume"), finding.evidence, finding.pieces
 
 
 def _without_rejected(result: StudyReading, case: Case) -> StudyReading:

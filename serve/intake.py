@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +21,7 @@ from foundation.files import write_folder_aside
 from foundation.findings import Reading
 from foundation.reading.nifti import is_nifti_name
 from foundation.reading.stranger import study_from_stranger
+from foundation.stopwatch import Stopwatch
 from foundation.study import Study
 from heads.adapters.folder import LoadedModel
 from heads.adapters.shared import FeatureCache
@@ -63,16 +64,20 @@ def read_case(
 ) -> str:
     """The id of the case that was made. Without `writers` templates word the report."""
     tell(0.05, "Reading the files")
+    watch = Stopwatch()
     study = study_of(dropped.files, dropped.contrast, dropped.subject, dropped.choose, dropped.visit)
+    watch.lap("reading the files")
     record = None
     if dropped.record is not None:
         tell(0.15, "Reading the record")
         record = record_before(dropped.record, at=dropped.begun or None)
+        watch.lap("reading the record")
     earlier = None
     if dropped.earlier:
         tell(0.2, "Reading the earlier study")
         earlier = study_of(dropped.earlier, dropped.contrast, study.subject)
-    return _read(store, models, cache, user, study, record, earlier, tell, writers)
+        watch.lap("reading the earlier study")
+    return _read(store, models, cache, user, study, record, earlier, tell, watch.seconds, writers)
 
 
 def read_example(
@@ -88,8 +93,10 @@ def read_example(
     if name not in EXAMPLES:
         raise InputError("an example is one of ours", got=repr(name), remedy=f"Use one of: {', '.join(EXAMPLES)}.")
     tell(0.05, "Making a synthetic patient")
+    watch = Stopwatch()
     made = make_example(name)
-    return _read(store, models, cache, user, made.study, made.record, made.earlier, tell, writers)
+    watch.lap("making a synthetic patient")
+    return _read(store, models, cache, user, made.study, made.record, made.earlier, tell, watch.seconds, writers)
 
 
 def _read(
@@ -101,6 +108,7 @@ def _read(
     record: Admitted | None,
     earlier: Study | None,
     tell: Tell,
+    seconds: Mapping[str, float],
     writers: Sequence[Writer],
 ) -> str:
     tell(0.3, "Looking at the images")
@@ -114,18 +122,22 @@ def _read(
         result = read_study(study, models, cache, writers, record, said)
     else:  # its words wait for what has changed
         result = read_study(study, models, cache, record=record)
+    result, watch = result.after(seconds), Stopwatch()
     readers = [one for one in models if one.model.head.reads_record is not None]
     without = None
     if record is not None and readers:
         tell(0.7, "Once more without the record")
         without = read_study(study, readers, cache).reading
+        watch.lap("once more without the record")
     compared = None
     if earlier is not None:
         tell(0.75, "Looking at the earlier study")
         compared = compare(read_study(earlier, models, cache), result)
+        watch.lap("the earlier study")
         result = with_prior(compared, writers, said)
+        watch.lap("the report with what changed")
     tell(0.9, "Keeping the case")
-    case = store.add(user, result)
+    case = store.add(user, replace(result, seconds={**result.seconds, **watch.seconds}))
     if without is not None or compared is not None:
         with write_folder_aside(case.folder / BESIDE) as folder:
             if without is not None:

@@ -24,11 +24,13 @@ from matplotlib.figure import Figure
 
 from foundation.figures import COLOURS, png_bytes
 from foundation.findings import Finding, Reading, SeriesSummary
+from foundation.stopwatch import in_words
 from foundation.terms import WEIGHTS, Urgency
 from heads.report.slots import format_number
 from serve.cases import Case, CaseLine, CaseSentence
 from serve.longitudinal import Change
 from serve.render import PRESENCE_WORDS, colophon, study_name
+from serve.repairs import CAVEATS, LAYERS, Look
 
 HERE = Path(__file__).parent
 DAYS_PER_YEAR = 365.0
@@ -168,7 +170,8 @@ def _others(finding: Finding) -> list[str]:
 # ------------------------------------------------------------------------------------------------ the rest
 
 
-def series_panel(reading: Reading) -> str:
+def series_panel(reading: Reading, seconds: Mapping[str, float] | None = None) -> str:
+    """`seconds` are what each step of the reading took."""
     series = [
         {
             **one.model_dump(include={"name", "contrast", "contrast_from", "shape", "side_is_known"}),
@@ -182,6 +185,8 @@ def series_panel(reading: Reading) -> str:
         series=series,
         models=reading.models,
         colophon=colophon(reading),
+        took=in_words(sum((seconds or {}).values(), 0.0)),
+        steps=[(step, in_words(one)) for step, one in (seconds or {}).items()],
     )
 
 
@@ -239,7 +244,7 @@ def progress_panel(share: float, words: str, draft: str = "") -> str:
 OUTPUTS = {
     "outputs.zip": "Everything", "report.pdf": "Report", "report.html": "Report", "report.md": "Report",
     "reading.json": "Findings", "measurements.csv": "Measurements", "lesions.csv": "Lesions one by one",
-    "report-R4B.json": "FHIR R4", "report-R5.json": "FHIR R5",
+    "report-R4B.json": "FHIR R4", "report-R5.json": "FHIR R5", "times.json": "Time of each step",
 }  # fmt: skip
 
 
@@ -268,8 +273,8 @@ def _size(num_bytes: int) -> str:
     return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 100_000 else f"{max(1, round(num_bytes / 1000))} kB"
 
 
-def change_panel(change: Change, before: bytes, now: bytes) -> str:
-    """`before` and `now` are PNG of the same planes."""
+def change_panel(change: Change, before: bytes, now: bytes, redrawn: Sequence[str] = ()) -> str:
+    """`before` and `now` are PNG of the same planes; `redrawn` are masks that are not any more what was compared."""
     fates = [one.fate for one in change.lesions]
     return _rendered(
         "change_panel.html",
@@ -297,6 +302,19 @@ def change_panel(change: Change, before: bytes, now: bytes) -> str:
             for one in change.volumes
         ],
         not_compared=change.not_compared,
+        redrawn=", ".join(redrawn),
+    )
+
+
+def repair_panel(look: Look, layer: str) -> str:
+    """`layer` of a repaired slice, one of `serve.repairs.LAYERS`, wiped against the slice as it was measured."""
+    return _rendered(
+        "repair_panel.html",
+        before=picture_in_page(_grey(look.pictures["before"])),
+        beside=picture_in_page(_grey(look.pictures[layer])),
+        words=LAYERS[layer],
+        ratio=f"{look.ratio:.4f}",
+        caveats=CAVEATS,
     )
 
 
@@ -408,6 +426,10 @@ def directions(at_mm: Sequence[float]) -> str:
     """'right 12 mm, back 4 mm, up 31 mm' of the scanner's centre."""
     words = (("right", "left"), ("front", "back"), ("up", "down"))
     return ", ".join(f"{pair[value < 0]} {abs(value):.0f} mm" for value, pair in zip(at_mm, words, strict=True))
+
+
+def _grey(picture: np.ndarray) -> np.ndarray:
+    return np.repeat(picture[..., None], 3, axis=2)
 
 
 def data_address(png: bytes) -> str:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from foundation.findings import ModelUsed, Reading, SeriesSummary, Structure
 from foundation.preprocess import PreparedStudy
 from foundation.reading.collection import study_from_path
 from foundation.reading.nifti import write_labels
+from foundation.stopwatch import Stopwatch, in_words
 from foundation.study import Series, Study
 from heads._reading import find, mask_path
 from heads._relevance import BANDS, where_it_rests
@@ -56,13 +57,18 @@ class Mask:
 @dataclass(frozen=True)
 class StudyReading:
     """A reading with everything that is shown beside it. `masks` is keyed by path relative to the reading's folder, `rests_on`
-    by the finding whose answer rests on what is marked."""
+    by the finding whose answer rests on what is marked, `seconds` by the step that took them."""
 
     study: Study
     reading: Reading
     draft: Draft
     masks: dict[str, Mask]
     rests_on: dict[str, np.ndarray] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
+
+    def after(self, seconds: Mapping[str, float]) -> StudyReading:
+        """With steps that came before."""
+        return replace(self, seconds={**seconds, **self.seconds})
 
     def pictures(self) -> list[Picture]:
         """Three planes of the reference series under each mask, or bare where no model made one."""
@@ -115,11 +121,13 @@ def read_study(
     report its indication and history. Without `writers` templates word the findings; `said` hears each sentence when it is written.
     """
     found = find(models, study, cache, None if record is None else partial(_sequence, record=record))
-    study = found.study
+    study, watch = found.study, Stopwatch()
     rests_on: dict[str, np.ndarray] = {}
     for loaded in models:
         if (prepared := found.prepared.get(loaded.config.name)) is not None:
             rests_on |= _what_rests_where(loaded, found.said[loaded.config.name], prepared)
+    if rests_on:
+        watch.lap("what answers rest on")
     masks = {
         mask_path(name): Mask(labels, loaded.config.head.drawn)  # pyright: ignore[reportAttributeAccessIssue]
         for loaded in models
@@ -137,7 +145,8 @@ def read_study(
     if record is not None:
         reading = _with_record(reading, record, differences(study, record))
     draft = write_report(reading, writers, study=study, said=said)
-    return StudyReading(study, reading, draft, masks, rests_on)
+    watch.lap("writing the report")
+    return StudyReading(study, reading, draft, masks, rests_on, {**found.seconds, **watch.seconds})
 
 
 def _with_record(reading: Reading, record: Admitted, doubts: Sequence[str]) -> Reading:
@@ -197,8 +206,8 @@ def read_to_folder(
     bids: bool = False,
     deidentify: bool = False,
 ) -> None:
-    """The `larmor read` command: reading.json, the report (md, html, pdf), measurements.csv, fhir/, pictures/, masks/ and, where
-    there is reason, lesions.csv, dicom/ and bids/ appear in `out` together."""
+    """The `larmor read` command: reading.json, times.json, the report (md, html, pdf), measurements.csv, fhir/, pictures/, masks/
+    and, where there is reason, lesions.csv, dicom/ and bids/ appear in `out` together."""
     out = out.resolve()
     if out.exists() and not (out.is_dir() and ((out / "reading.json").is_file() or not any(out.iterdir()))):
         raise InputError(
@@ -208,13 +217,18 @@ def read_to_folder(
         raise InputError(
             "--study-uid, --at and --record-words are about a record", got="no --ehr", remedy="Add --ehr FILE."
         )
+    watch = Stopwatch()
     record = None if ehr is None else record_before(ehr, study_uid=study_uid, at=at, words=record_words)
+    if record is not None:
+        watch.lap("reading the record")
     images = study_from_path(study, choose, visit, deidentify=deidentify)  # what is wrong with them is soon found
+    watch.lap("reading the files")
     loaded = load_models(models, backbones)
     if not loaded:
         print("No model was named and $LARMOR_MODELS holds none: nothing in the images is assessed.")
     scribes, reasons = load_writers(writers, backbones)
-    result = read_study(images, loaded, writers=scribes, record=record)
+    watch.lap("loading the models")
+    result = read_study(images, loaded, writers=scribes, record=record).after(watch.seconds)
     for reason, times in Counter((*reasons, *result.draft.remarks)).items():
         print(reason if times == 1 else f"{reason} ({times} times)")
     if record is not None and all(one.model.head.reads_record is None for one in loaded):
@@ -224,7 +238,11 @@ def read_to_folder(
             if told
             else "No model here reads a record, and nothing in it gave the report an indication or a history."
         )
+    watch = Stopwatch()
     save_reading(result, out, bids=bids)
+    watch.lap("writing the outputs")
+    for step, seconds in {**result.seconds, **watch.seconds}.items():
+        print(f"{step}: {in_words(seconds)}")
     for path in sorted(file for file in out.rglob("*") if file.is_file()):
         print(f"wrote {path}")
 
@@ -234,6 +252,9 @@ def save_reading(result: StudyReading, out: Path, *, bids: bool = False, standin
     with write_folder_aside(out) as folder:
         pictures = result.pictures()
         result.reading.save(folder / "reading.json")
+        if result.seconds:
+            rounded = {step: round(seconds, 3) for step, seconds in result.seconds.items()}
+            (folder / "times.json").write_text(json.dumps({"seconds": rounded}, indent=1) + "\n", encoding="utf-8")
         for picture in pictures:
             (folder / picture.file).parent.mkdir(exist_ok=True)
             (folder / picture.file).write_bytes(picture.png)

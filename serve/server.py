@@ -47,6 +47,7 @@ from serve.doors import GRADIO, Allowance, Belongings, Door, Sessions
 from serve.intake import Dropped, read_case
 from serve.jobs import Busy, Job, Jobs, JobState, Tell
 from serve.pipeline import load_models
+from serve.repairs import Repairs
 from serve.users import Guard, Users
 from serve.watch import Watcher
 
@@ -71,6 +72,7 @@ class Settings:
     behind_proxy: bool = False
     root_path: str = ""
     token: str | None = None  # of the one user where there is no file
+    repair: Path | None = None  # a model of heads/reconstruction
 
 
 class Server:
@@ -92,6 +94,7 @@ class Server:
         os.environ["GRADIO_TEMP_DIR"] = str(self.uploads)
         tempfile.tempdir = str(self.uploads)  # of every temporary file of this process, whoever makes it
         self.store = CaseStore(settings.data, settings.keep_s)
+        self.repairs = None if settings.repair is None else Repairs(settings.repair)
         self.jobs = jobs or Jobs()
         self.jobs.on_end = self._note_end
         self.cache = FeatureCache()
@@ -182,6 +185,8 @@ class Server:
         """Delete cases whose time is over, and uploads that nothing became of."""
         now = time.time() if now is None else now
         self.store.expire(now)
+        if self.repairs is not None:
+            self.repairs.forget(self.store.has)
         with suppress(FileNotFoundError):
             for path in self.uploads.iterdir():
                 with suppress(FileNotFoundError):
@@ -205,7 +210,7 @@ class Server:
 
         app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         self._routes(app)
-        page = build_app(self.models, self.store, self.jobs, self.writers)
+        page = build_app(self.models, self.store, self.jobs, self.writers, self.repairs)
         options = {name: PRIVATE[name] for name in MOUNTED if name in PRIVATE}
         kwargs = {"openapi_url": None, "docs_url": None, "redoc_url": None}
         app = gr.mount_gradio_app(
@@ -536,6 +541,7 @@ def serve_command(
     watch: Path | None = None,
     watch_user: str | None = None,
     quiet_s: float = 30.0,
+    repair: Path | None = None,
 ) -> None:
     """The `larmor serve` command: the page until it is interrupted. Without --data nothing is left after that."""
     try:
@@ -563,6 +569,7 @@ def serve_command(
             most_bytes_an_hour=4 * max_upload * 2**20,
             behind_proxy=behind_proxy,
             root_path=root_path.rstrip("/"),
+            repair=repair,
         )
         server = Server(settings, loaded, scribes)
         try:

@@ -27,8 +27,9 @@ Scene = dict[str, Any]
 
 
 def image_viewer(**options: Any) -> gr.HTML:
-    """A component whose value is a scene or None. Its events: `fallback` (there is no WebGL2, with the reason in `why`), and then
-    `moved` (to `at_mm`, under `mask`), because somebody has to draw the planes.
+    """A component whose value is a scene or None. Its events: `redrawn` (a drawing is in the upload `path`, of a `case`'s `mask`,
+    begun on the picture `drawn_on`); `fallback` (there is no WebGL2, with the reason in `why`), and then `moved` (to `at_mm`, under
+    `mask`), because somebody has to draw the planes.
 
     No subclass of gr.HTML: gradio would write a stub file beside this module, wherever that was installed.
     """
@@ -67,6 +68,11 @@ def gone(shown: Scene, *, at_mm: Sequence[float] | None = None, mask: str | None
     if mask is not None:
         go["mask"] = mask
     return {**shown, "go": go}
+
+
+def refused(shown: Scene, why: str) -> Scene:
+    """The same scene, whose drawing was not taken; it stays open."""
+    return {**shown, "refused": {"count": shown.get("refused", {"count": 0})["count"] + 1, "why": why}}
 
 
 def labels_of(structures: Sequence[Structure]) -> list[dict[str, Any]]:

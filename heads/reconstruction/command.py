@@ -6,7 +6,7 @@ Besides the methods' images, OUT then has `learned-doubt.nii.gz`, the error that
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,14 @@ class LearnedMethod:
     """The model as a method: whole scans to magnitude images. `maps` are what else it said of the last one.
 
     `denoise` between 0 and 1 is how much of the noise to remove. With `hard`, what was sampled is put back into every coil,
-    noise and all.
+    noise and all. `tell` hears which share of the slices is done, and may raise to end it.
     """
 
     network: Unrolled
     denoise: float = 1.0
     hard: bool = False
     fault: str | None = None
+    tell: Callable[[float], None] | None = None
     maps: dict[str, Float[Tensor, "slices rows columns"]] = field(default_factory=dict)
 
     @torch.inference_mode()
@@ -45,6 +46,8 @@ class LearnedMethod:
         network = self.network
         images, doubts, unexplained = [], [], []
         for begin in range(0, len(raw.kspace), SLICES_AT_ONCE):
+            if self.tell is not None:
+                self.tell(begin / len(raw.kspace))
             one = raw.slices(slice(begin, begin + SLICES_AT_ONCE))
             scan = Scan.of(one, denoise=self.denoise, fault=self.fault, with_tokens=network.encoder is not None)
             found = network.reconstruct(scan, hard=self.hard)

@@ -10,6 +10,7 @@ and no phase; what a scanner's own reconstruction had from raw data (`larmor rec
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,14 +60,19 @@ def repair(series: Series, network: Unrolled, fault: str, strength: float = 1.0)
     return repair_before_after(series, network, fault).at(strength)
 
 
-def repair_before_after(series: Series, network: Unrolled, fault: str) -> BeforeAfter:
-    """At strength 0 the image as it was; thick slices interpolated, and what averaging took from them taken back."""
+def repair_before_after(
+    series: Series, network: Unrolled, fault: str, tell: Callable[[float], None] | None = None
+) -> BeforeAfter:
+    """At strength 0 the image as it was; thick slices interpolated, and what averaging took from them taken back.
+
+    `tell` hears which share of the slices is done, and may raise to end it.
+    """
     axis = int(np.argmax(series.spacing_mm))
     voxels = torch.from_numpy(series.voxels).movedim(axis, -1)
     if fault != THICK:
         planes, back, grid = voxels.permute(2, 0, 1), (1, 2, 0), series
         raw = RawData(to_kspace(planes.to(torch.complex64))[:, None], torch.ones(1, 1, 1, 1, dtype=torch.bool))
-        method = LearnedMethod(network, fault=None if fault == NOISE else fault)
+        method = LearnedMethod(network, fault=None if fault == NOISE else fault, tell=tell)
     else:
         spacing_mm, thick = np.delete(series.spacing_mm, axis), series.spacing_mm[axis]
         num = round(voxels.shape[-1] * thick / spacing_mm.min())
@@ -78,7 +84,7 @@ def repair_before_after(series: Series, network: Unrolled, fault: str) -> Before
         along = voxels.permute(1, 0, 2).to(torch.complex64)  # along either axis of the slice
         raw = RawData(*of_thick_slices(scale * to_kspace(along)[:, None], num))
         planes, back = to_image(raw.kspace)[:, 0].abs(), (1, 0, 2)
-        method = LearnedMethod(network, fault=THICK)
+        method = LearnedMethod(network, fault=THICK, tell=tell)
         affine = series.affine.copy()
         step = affine[:3, axis] * voxels.shape[-1] / num
         affine[:3, 3] += affine[:3, axis] * (voxels.shape[-1] // 2) - step * (

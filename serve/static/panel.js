@@ -53,7 +53,22 @@ element.addEventListener("keydown", (event) => {
   }
 });
 
+let cut = null; // where the reader left the wipe: the next slice begins there
+
+function wipe_to(figure) {
+  figure.style.setProperty("--cut", `${cut}%`);
+}
+
 element.addEventListener("input", (event) => {
-  const wipe = event.target.closest("[data-wipe]");
-  if (wipe) wipe.style.setProperty("--cut", `${event.target.value}%`);
+  const figure = event.target.closest("[data-wipe]");
+  if (!figure) return;
+  cut = event.target.value;
+  wipe_to(figure);
 });
+
+new MutationObserver(() => {
+  const figure = cut === null ? null : element.querySelector("[data-wipe]");
+  if (!figure || figure.style.getPropertyValue("--cut")) return;
+  figure.querySelector("input").value = cut;
+  wipe_to(figure);
+}).observe(element, { childList: true, subtree: true });

@@ -97,12 +97,12 @@ def test_what_happens_without_a_browser(page: gr.Blocks, store: CaseStore, tmp_p
     event = gr.EventData(None, {"at_mm": [30.0, 10.0, 20.0], "mask": None})
     assert said(does["moved"](case.id, 0, "masks/all.nii.gz", event, anna), "planes") == seen
 
-    signed = does["sign"](case.id, anna)  # the last button of that name: final
+    signed = does["sign"](case.id, scene, anna)  # the last button of that name: final
     assert 'class="pill final"' in said(signed, "head")
     assert "outputs.zip" in does["write_outputs"](case.id, anna)
     with pytest.raises(gr.Error, match="signed"):
         does["decide"](case.id, scene, gr.EventData(None, {"finding": first, "decision": "open"}), anna)
-    assert 'class="pill amended"' in said(does["reopen"](case.id, "a typo", anna), "head")
+    assert 'class="pill amended"' in said(does["reopen"](case.id, scene, "a typo", anna), "head")
     with pytest.raises(gr.Error, match="logged in"):
         does["open_case"](False, gr.EventData(None, {"case": case.id}), gr.Request())
 

@@ -19,6 +19,8 @@ import yaml
 
 from finetune.__main__ import main as finetune
 from foundation.errors import InputError
+from foundation.findings import Structure, measure_structures
+from foundation.preprocess import Grid, find_body, sample_at
 from foundation.reading.collection import read_manifest, study_from_path
 from foundation.study import Study
 from foundation.terms import WEIGHTS
@@ -66,6 +68,7 @@ def test_a_case_survives_a_restart(store: CaseStore, result: StudyReading):
     assert again.case("anna", case.id) == store.case("anna", case.id)
     back = again.result("anna", case.id)
     assert back.reading == result.reading and back.study.subject == "patient-1"
+    assert back.seconds == result.seconds and {"preparing the images", "model all"} <= set(back.seconds)
     for one, two in zip(back.study.series, result.study.series, strict=True):
         assert np.array_equal(one.voxels, two.voxels) and np.array_equal(one.affine, two.affine)
         assert (one.contrast, one.name, one.acquisition) == (two.contrast, two.name, two.acquisition)
@@ -175,7 +178,7 @@ def test_a_redrawn_mask_is_measured_anew(store: CaseStore, models, on_display: b
     first = store.redraw("anna", case.id, name, (series.voxels > 50).astype(np.int16))
     labels = store.result("anna", case.id).masks[name].labels.copy()
     if on_display:
-        labels = np.asarray(nib.nifti1.load(case.folder / case.masks[name].display).dataobj).copy()
+        labels = np.asarray(nib.nifti1.load(first.folder / first.masks[name].display).dataobj).copy()
         assert labels.shape == display_grid(series)[1].shape != series.shape
     labels[labels.shape[0] // 2 :] = 0  # the right side
     case = store.redraw("anna", case.id, name, labels)
@@ -193,6 +196,83 @@ def test_a_redrawn_mask_is_measured_anew(store: CaseStore, models, on_display: b
     for wrong in (labels[1:], np.where(labels > 0, 7, 0), labels + 0.5):
         with pytest.raises(InputError):
             store.redraw("anna", case.id, name, wrong)
+
+
+TWO = (Structure(value=3, name="tumour", paired=True), Structure(value=7, name="cyst", paired=False))
+
+
+@pytest.fixture
+def outlined(store: CaseStore, models) -> tuple[Case, np.ndarray]:
+    """A head that is finer than its display copy, with two structures whose voxels alternate: none is whole on the copy."""
+    coarse = head_series(8.0)
+    affine = np.diag([0.75, 8.0, 8.0, 1.0])
+    affine[:3, 3] = [0.375 - 96, *coarse.affine[1:3, 3]]
+    series = coarse.with_voxels(sample_at(coarse.voxels, coarse.affine, Grid((256, 24, 24), affine)), affine)
+    result = read_study(Study("s", (series,)), models)
+    labels = np.where(np.arange(256)[:, None, None] % 2, 3, 7) * (series.voxels > 150)
+    labels = labels.astype(np.int16)
+    found = measure_structures(labels, series, TWO, body=find_body(series), mask_path="masks/all.nii.gz", source="all")
+    found = [one.model_copy(update={"probability": 0.8}) for one in found]
+    reading = result.reading.model_copy(update={"findings": tuple(found)})
+    mask = replace(result.masks["masks/all.nii.gz"], labels=labels, structures=TWO)
+    return store.add("anna", replace(result, reading=reading, masks={"masks/all.nii.gz": mask})), labels
+
+
+def drawing(case: Case, change: Callable[[np.ndarray], None], path: Path) -> Path:
+    """What a browser sends: numbers of structures on the display copy's grid."""
+    (mask,) = case.masks.values()
+    shown = nib.nifti1.load(case.folder / mask.display)
+    numbers = np.searchsorted([0, *(one.value for one in mask.structures)], np.asarray(shown.dataobj)).astype(np.uint8)
+    change(numbers)
+    nib.nifti1.save(nib.nifti1.Nifti1Image(numbers, shown.affine), path)
+    return path
+
+
+def test_a_drawing_changes_the_voxels_that_were_drawn_on_and_no_others(store: CaseStore, outlined, tmp_path: Path):
+    case, labels = outlined
+    (name,), file = case.masks, tmp_path / "drawing.nii.gz"
+    tumour, left, cyst = (one.id for one in case.reading.findings)
+    store.decide("anna", case.id, tumour, "rejected")
+    store.decide("anna", case.id, left, "accepted")
+
+    def rub_out(numbers: np.ndarray) -> None:  # the tumour, of which the copy shows some voxels
+        box = numbers[100:120, 12:14]
+        assert (box == 1).any() and (box == 2).any()
+        box[box == 1] = 0
+
+    again = store.redraw_from("anna", case.id, name, drawing(case, rub_out, file), case.masks[name].display)
+    full = store.result("anna", case.id).masks[name].labels
+    changed = full != labels
+    assert changed.any() and not full[changed].any() and (labels[changed] == 3).all()  # cysts that it hid are there
+    assert np.array_equal(full == 7, labels == 7)
+    where = np.argwhere(changed)
+    assert set(where[:, 1]) <= {12, 13} and np.ptp(where[:, 0]) < 30
+    now = {one.id: one for one in again.reading.findings}
+    old = {one.id: one for one in case.reading.findings}
+    assert now[cyst] == old[cyst] and now[tumour].probability is None and now[tumour].note == "outlined by a clinician"
+    assert now[left].evidence == old[left].evidence and now[left].presence == old[left].presence
+    assert tumour not in again.decisions and set(again.decisions) <= {left}
+
+    def paint(numbers: np.ndarray) -> None:
+        numbers[5:9, 3, 3] = 2
+
+    with pytest.raises(InputError, match="stands"):
+        store.redraw_from("anna", case.id, name, drawing(again, paint, file), case.masks[name].display)
+    last = store.redraw_from("anna", case.id, name, drawing(again, paint, file), again.masks[name].display)
+    painted = store.result("anna", case.id).masks[name].labels
+    assert set(painted[painted != full].tolist()) == {7} and last.masks[name].display != again.masks[name].display
+    assert len(list(case.folder.glob("display/mask-*"))) == 1
+
+    def other(numbers: np.ndarray) -> None:
+        numbers[0, 0, 0] = 3
+
+    file.write_bytes(b"no image")
+    for wrong in (file, drawing(last, other, tmp_path / "other.nii.gz"), tmp_path / "none.nii.gz"):
+        with pytest.raises(InputError):
+            store.redraw_from("anna", case.id, name, wrong, last.masks[name].display)
+    store.sign("anna", case.id, "final")
+    with pytest.raises(InputError, match="not changed"):
+        store.redraw_from("anna", case.id, name, drawing(last, paint, file), last.masks[name].display)
 
 
 def test_states_and_locks(store: CaseStore, result: StudyReading):

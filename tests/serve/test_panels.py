@@ -173,6 +173,18 @@ def case(tmp_path: Path) -> tuple[CaseStore, Case]:
     return store, store.add("anna", read_study(Study("017", (series,)), []))
 
 
+def test_series_say_how_long_they_took_to_read():
+    html = panels.series_panel(reading(), {"reading the files": 2.0, "model plaques": 70.5})
+    assert "1 min 12 s" in html and "reading the files" in html and "1 min 10 s" in html
+    assert "took" not in panels.series_panel(reading())
+
+
+def test_a_comparison_says_what_was_redrawn_since():
+    change = Change(subject="017", prior_session="", current_session="", volumes=(), lesions=(), not_compared=())
+    assert "drawn since in lesions" in panels.change_panel(change, b"then", b"now", redrawn=["lesions"])
+    assert "drawn since" not in panels.change_panel(change, b"then", b"now")
+
+
 def test_outputs_are_links_to_the_server(case: tuple[CaseStore, Case]):
     store, made = case
     folder = store.outputs("anna", made.id)

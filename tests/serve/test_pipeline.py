@@ -247,7 +247,15 @@ def test_a_record_gives_the_indication_and_the_history(
     (tmp_path / "record.json").write_text(json.dumps(bundle))
     ask = ["read", f"{manifest}#sub-01", str(tmp_path / "out"), *models, "--ehr", str(tmp_path / "record.json")]
     assert main([*ask, "--study-uid", about["study_uid"]]) == 0
-    assert "indication or history" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "indication or history" in said and "writing the report: " in said and "writing the outputs: " in said
+    times = json.loads((tmp_path / "out" / "times.json").read_text())["seconds"]
+    steps = ["reading the record", "reading the files", "loading the models", "preparing the images"]
+    assert list(times)[:4] == steps and list(times)[-1] == "writing the report" and min(times.values()) >= 0
+    assert any(one.startswith("model ") for one in times)
+    assert (
+        "seconds" not in (tmp_path / "out" / "reading.json").read_text()
+    )  # no result, and in nothing that is compared
     reading = Reading.load(tmp_path / "out" / "reading.json")
     assert reading.indication == "headache"
     said = [one for one in reading.findings if one.origin == "record"]

@@ -11,9 +11,10 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 import gradio as gr
 
 from foundation.findings import Structure
-from serve.viewer import gone, image_viewer, labels_of, scene
+from serve.viewer import gone, image_viewer, labels_of, refused, scene
 
 LESION = Structure(value=2, name="plaque </li><b>", paired=False)
+HALVES = (Structure(value=300, name="front half", paired=False), Structure(value=7, name="back half", paired=False))
 
 
 def page(folder: Path) -> gr.Blocks:
@@ -29,6 +30,9 @@ def page(folder: Path) -> gr.Blocks:
         for name, file in zip(names, ("one.nii.gz", "two.nii.gz"))
     ]
     first = scene("1", series, masks, (0.0, 0.0, 0.0))
+    halves = {"name": "masks/halves.nii.gz", "title": "halves", "url": address("halves.nii.gz"), "drawn_on": "halves 1"}
+    mirrored = {"name": "T1w", "contrast": "T1w", "url": address("mirrored.nii.gz")}
+    drawable = scene("2", [mirrored, series[0]], [halves | {"labels": labels_of(HALVES)}], (0.0, 0.0, 0.0))
     with gr.Blocks() as blocks:
         viewer = image_viewer()
         heard = gr.Textbox(elem_id="heard")
@@ -38,11 +42,17 @@ def page(folder: Path) -> gr.Blocks:
             shown = gone(shown, at_mm=(30.0, 10.0, -20.0), mask="masks/a.nii.gz")
             return shown, shown
 
+        def take(shown, event: gr.EventData):
+            shown = refused(shown, "Another time.")
+            return f"{event.mask} on {event.drawn_on}: {event.path}", shown, shown
+
         gr.Button("show").click(lambda: first, None, viewer)
         gr.Button("move").click(move, shown, [shown, viewer])
         gr.Button("close").click(lambda: None, None, viewer)
+        gr.Button("halves").click(lambda: (drawable, drawable), None, [shown, viewer])
         viewer.fallback(_why, None, heard)
         viewer.moved(_moved, None, heard)
+        viewer.redrawn(take, shown, [heard, shown, viewer])
     return blocks
 
 
