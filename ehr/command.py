@@ -39,11 +39,17 @@ def record_command(
     if landmark and not (study_uid or at):
         raise InputError("a landmark comes after an index", got="none", remedy="Name it with --study or --at.")
     records = read_records(source, strict=strict, zone=zone)
-    for line in describe(records, strict=strict):
-        print(line)
     if quarantine:
         with write_aside(quarantine) as aside:
             aside.write_text("".join(json.dumps(asdict(one)) + "\n" for one in records.summary.quarantined))
+    if not records:
+        aside_for = ", ".join(f"{number} {reason}" for reason, number in _reasons(records).most_common(3))
+        got = f"nobody; set aside: {aside_for}" if aside_for else "nobody"
+        remedy = "Give a FHIR bundle, NDJSON, or a folder of them (R4, R4B or R5)."
+        raise InputError("a record is of a patient", got=got, remedy=remedy, file=source)
+    for line in describe(records, strict=strict):
+        print(line)
+    if quarantine:
         print(f"wrote {quarantine}")
     if meds:
         from ehr.meds import write_meds

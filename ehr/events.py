@@ -5,6 +5,8 @@ A resource gives one event, several or none (`ehr/resources.py`); `ehr/index.py`
 
 from __future__ import annotations
 
+import hmac
+import unicodedata
 from dataclasses import dataclass, field
 
 from ehr.times import Span
@@ -80,12 +82,26 @@ class ImagedStudy:
     encounter: str | None
 
 
+def name_mark(family: object) -> str:
+    """A mark that two spellings of a family name share whatever their case, accents and signs; empty where there is no letter.
+
+    It hides a name from who reads a log, not from who tries all names: it is kept in memory only.
+    """
+    plain = unicodedata.normalize("NFKD", family).casefold() if isinstance(family, str) else ""
+    letters = "".join(one for one in plain if one.isalpha())
+    return hmac.digest(b"larmor", letters.encode("utf-8", "surrogatepass"), "sha256").hex()[:16] if letters else ""
+
+
 @dataclass(frozen=True, slots=True)
 class Person:
-    """A Patient: what a model may know (`birth`, `sex`), and the death, which only an outcome may."""
+    """A Patient: what a model may know (`birth`, `sex`), and the death, which only an outcome may.
+
+    `names` are marks of the family names (`name_mark`): enough to see that a header names somebody else, and no name.
+    """
 
     keys: tuple[str, ...]
     birth: Span | None
     sex: str
     is_dead: bool
     death: Span | None
+    names: frozenset[str] = field(default=frozenset(), repr=False)

@@ -131,7 +131,7 @@ def index_of(
     if not keys and at is None:
         studies = [study for study in record.studies if "DCM|MR" in study.modalities or "?|MR" in study.modalities]
         if len(studies) != 1:
-            remedy = "Name it by its StudyInstanceUID, or give the time at which it began."
+            remedy = "Name it by its StudyInstanceUID, or give the time at which it began with --at."
             raise InputError("a record without a named study has one MR study", got=f"{len(studies)}", remedy=remedy)
     begins = [study.started.lo for study in studies if study.started]
     if at is not None:
@@ -139,7 +139,7 @@ def index_of(
         if not keys:  # whatever began on that day is taken for the study, so that its results stay out
             studies = [one for one in record.studies if one.started and 0 <= one.started.hi - begins[0] <= DAY_S]
     if not begins:
-        remedy = "Give the time at which it began (of the images, StudyDate and StudyTime)."
+        remedy = "Give the time at which it began (of the images, StudyDate and StudyTime) with --at."
         raise InputError("the index study has a time", got="none, in the record or beside it", remedy=remedy)
     keys.update(key for study in studies for key in study.keys)
     index = Index(min(begins), frozenset(keys))

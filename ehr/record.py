@@ -227,4 +227,5 @@ def _together(persons: list[Person]) -> Person | None:
         sex=next((one.sex for one in persons if one.sex != "unknown"), "unknown"),
         is_dead=any(one.is_dead for one in persons),
         death=next((one.death for one in persons if one.death), None),
+        names=frozenset(name for one in persons for name in one.names),
     )

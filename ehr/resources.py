@@ -20,7 +20,7 @@ from datetime import tzinfo
 from typing import Any
 
 from ehr.codes import LONGEST, codes_of, in_role
-from ehr.events import Event, ImagedStudy, Link, Person, Stay
+from ehr.events import Event, ImagedStudy, Link, Person, Stay, name_mark
 from ehr.times import Span, span_of
 from ehr.units import MOST_CHARACTERS, Measurement, State, factor_of, measure
 
@@ -267,6 +267,11 @@ class _Reader:
         return "; ".join(dict.fromkeys(found)) or None
 
 
+def _names(value: object) -> list[Json]:
+    """HumanNames, also of documents that give one where FHIR has a list."""
+    return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, dict)]
+
+
 def _patient(reader: _Reader, found: Extract) -> None:
     get = reader.get
     sex = text_of(get("gender"))
@@ -277,6 +282,7 @@ def _patient(reader: _Reader, found: Extract) -> None:
         sex=sex if sex in ("female", "male", "other") else "unknown",
         is_dead=get("deceasedBoolean") is True or get("deceasedDateTime") is not None,
         death=death,
+        names=frozenset(filter(None, (name_mark(one.get("family")) for one in _names(get("name"))))),
     )
     found.subject = reader.keys
 

@@ -17,7 +17,15 @@ from ehr.output import HL7, NAMESPACE, Json, Version, checked
 CASES = "urn:larmor:case"
 USERS = "urn:larmor:user"
 # By the first word of an action's second part; what else happens to a case is an update of it.
-ACTIONS = {"read": "C", "deleted": "D", "downloaded": "R", "seen": "R", "exported": "R"}
+ACTIONS = {
+    "read": "C",
+    "failed": "C",
+    "cancelled": "C",
+    "deleted": "D",
+    "downloaded": "R",
+    "seen": "R",
+    "exported": "R",
+}
 ROLES = {"signed": "verifier", "read": "assembler"}
 MAKES = {"read": "CREATE", "signed": "UPDATE", "amended": "UPDATE", "reworded": "UPDATE", "redrawn": "UPDATE",
          "decided": "UPDATE", "deleted": "DELETE"}  # fmt: skip
@@ -62,7 +70,7 @@ def _resources(row: Row, version: Version, software: str) -> Iterator[Json]:
 def _event(row: Row, version: Version, software: str) -> Json:
     area = row.action.partition(".")[0]
     is_login = area == "login"
-    failed = row.action in ("login.failed", "login.locked")
+    failed = row.action in ("login.failed", "login.locked", "reading.failed", "reading.cancelled")
     kind = {"system": "http://dicom.nema.org/resources/ontology/DCM", "code": "110114" if is_login else "110100",
             "display": "User Authentication" if is_login else "Application Activity"}  # fmt: skip
     what = {"text": row.action}

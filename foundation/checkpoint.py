@@ -6,10 +6,10 @@ What a run needs to continue is another thing, a *training checkpoint* (`foundat
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any, Generic, TypeVar
 
 import safetensors.torch
 import torch
@@ -22,6 +22,7 @@ from foundation.errors import InputError
 from foundation.files import sha256, write_folder_aside
 
 FORMAT = 1
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,32 @@ class ModelFolder(Generic[ConfigT]):
     def weights_sha256(self) -> str:
         return str(self.provenance.get("weights_sha256"))
 
+    def build(
+        self, make: Callable[[], ModuleT], wanted: Callable[[ModuleT], Mapping[str, Sequence[int]]] | None = None
+    ) -> ModuleT:
+        """The module that `make` makes of the config; the folder holds what is `wanted` for it, by default all of it.
+
+        It is made without memory first, because a config may ask for more than there is: memory is taken once the tensors are
+        known to be those of the weights. What cannot be made is a complaint about the config.
+        """
+        try:
+            with torch.device("meta"):
+                self.fits((wanted or shapes_of)(make()))
+            return make()
+        except InputError:
+            raise
+        except Exception as error:
+            got = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            remedy = "config.json was changed: restore the folder from where it was made."
+            rule = "a model can be made of its config"
+            raise InputError(rule, got=got, remedy=remedy, file=self.path / "config.json") from error
+
     def fill(self, module: nn.Module) -> None:
         """Put the weights into `module`; every tensor must be there with its shape, and none may be left over."""
-        module.load_state_dict(self.checked({name: tensor.shape for name, tensor in module.state_dict().items()}))
+        module.load_state_dict(self.checked(shapes_of(module)))
 
-    def checked(self, wanted: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-        """The weights, once they are known to be exactly those `wanted`, by name and shape, and those that were saved."""
+    def fits(self, wanted: Mapping[str, Sequence[int]]) -> None:
+        """Complain unless the weights are exactly those `wanted`, by name and shape."""
         missing, extra = sorted(wanted.keys() - self.weights.keys()), sorted(self.weights.keys() - wanted.keys())
         file = self.path / "model.safetensors"
         remedy = "The weights and config.json do not belong together: restore the folder from where it was made."
@@ -57,6 +78,12 @@ class ModelFolder(Generic[ConfigT]):
             if self.weights[name].shape != tuple(shape):
                 got = f"{name} {tuple(self.weights[name].shape)} instead of {tuple(shape)}"
                 raise InputError("a model's tensors have the shapes of its config", got=got, remedy=remedy, file=file)
+
+    def checked(self, wanted: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+        """The weights, once they are known to be exactly those `wanted`, by name and shape, and those that were saved."""
+        self.fits(wanted)
+        file = self.path / "model.safetensors"
+        remedy = "The weights and config.json do not belong together: restore the folder from where it was made."
         if (found := sha256(file)) != self.weights_sha256:
             got = f"{found[:12]} instead of {self.weights_sha256[:12]}"
             raise InputError("weights have the hash they were saved with", got=got, remedy=remedy, file=file)
@@ -129,15 +156,20 @@ def read_about(folder: Path) -> dict[str, Any]:
     except OSError:
         remedy = "Give a folder that pretraining or fine-tuning wrote."
         raise InputError("a model folder has a config.json", got="none", remedy=remedy, file=folder) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError("config.json is JSON", got=str(error), remedy="Restore the folder.", file=file) from None
     needed = {"format", "kind", "config", "provenance"}
-    if not isinstance(about, dict) or not needed <= about.keys() or about["format"] != FORMAT:
+    is_about = isinstance(about, dict) and needed <= about.keys() and about["format"] == FORMAT
+    if not (is_about and isinstance(about["provenance"], dict) and isinstance(about["config"], dict)):
         got = f"format {about.get('format')}" if isinstance(about, dict) else type(about).__name__
         raise InputError(
             f"config.json is of format {FORMAT}", got=got, remedy="Save the model again with this version.", file=file
         )
     return about
+
+
+def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
 def _some(names: list[str]) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from timm.models.eva import EvaBlock
 from torch import Tensor, nn
 
@@ -35,10 +36,12 @@ Size = Literal["tiny", "small", "base", "large"]
 class EncoderConfig(Config):
     """Sizes: tiny 192 wide and 6 deep, small 384 and 12, base 768 and 12, large 1024 and 24."""
 
-    width: int = 192
-    depth: int = 6
-    mlp_ratio: float = 8 / 3  # SwiGLU has three matrices: as many weights as a plain MLP of ratio 4
-    num_registers: int = 4
+    width: int = Field(default=192, ge=HEAD_DIM, le=2**13, multiple_of=HEAD_DIM)
+    depth: int = Field(default=6, ge=0, le=2**8)
+    mlp_ratio: float = Field(
+        default=8 / 3, gt=0, le=64
+    )  # SwiGLU has three matrices: as many weights as a plain MLP of ratio 4
+    num_registers: int = Field(default=4, ge=0, le=2**10)
     drop_path: float = 0.0
     layer_scale: float = 0.1
 
@@ -200,7 +203,7 @@ class Encoder(nn.Module):
     def load(cls, folder: Path) -> Encoder:
         """Read a model folder strictly: a missing, extra or misshapen tensor is an `InputError`."""
         loaded = load_model_folder(folder, kind="encoder", config=EncoderConfig)
-        encoder = cls(loaded.config)
+        encoder = loaded.build(lambda: cls(loaded.config))
         loaded.fill(encoder)
         return encoder
 

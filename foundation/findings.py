@@ -363,12 +363,15 @@ def measure_structures(
     Labels that no structure names are left out. `probabilities` is what the head gave each voxel's label; its mean over
     a mask is not a probability of presence, and is kept as a measurement. How an abnormality looks on this series, both sides
     together, is measured too. With `count_pieces` the connected pieces of at least
-    `min_ml` are listed and counted; a piece is on the side of its centre.
+    `min_ml` are listed and counted; a piece that crosses the midline is one, on the side of its centre, with all of its volume:
+    number and volume of a side then speak of the same lesions.
     """
     assert labels.shape == series.shape, (labels.shape, series.shape)
     midline, why_no_side = find_midline(series, body)
     findings: list[Finding] = []
-    for structure, shown, (first, second) in _tallied(labels, series, structures, midline, probabilities):
+    for structure, shown, (first, second) in _tallied(
+        labels, series, structures, midline, probabilities, whole_pieces=count_pieces
+    ):
         sides: Mapping[Side, _Tally]
         if not structure.paired:
             sides = {"midline": first}
@@ -412,18 +415,21 @@ def _tallied(
     structures: Sequence[Structure],
     midline: np.ndarray | None,
     probabilities: np.ndarray | None,
+    *,
+    whole_pieces: bool,
 ) -> Iterator[tuple[Structure, np.ndarray, tuple[_Tally, _Tally]]]:
     """Each structure with the label map that shows it and its tallies: all from one map, but those that have parts."""
     whole = [one for one in structures if not (one.also and np.isin(labels, one.also).any())]
-    tallies = (
-        dict(zip(map(id, whole), _tally(labels, series, whole, midline, probabilities), strict=True)) if whole else {}
-    )
+    tallies: dict[int, tuple[_Tally, _Tally]] = {}
+    if whole:
+        found = _tally(labels, series, whole, midline, probabilities, whole_pieces=whole_pieces)
+        tallies = dict(zip(map(id, whole), found, strict=True))
     for one in structures:
         if id(one) in tallies:
             yield one, labels, tallies[id(one)]
         else:
             joined = np.where(np.isin(labels, one.also), one.value, labels)
-            yield one, joined, _tally(joined, series, [one], midline, probabilities)[0]
+            yield one, joined, _tally(joined, series, [one], midline, probabilities, whole_pieces=whole_pieces)[0]
 
 
 @dataclass(frozen=True)
@@ -480,6 +486,26 @@ def find_midline(series: Series, body: np.ndarray | None) -> tuple[Float[np.ndar
     return np.array([1.0, -b, -c, -a]), ""
 
 
+def lies_left(
+    mask: Bool[np.ndarray, "x y z"], series: Series, midline: Float[np.ndarray, "4"], *, whole_pieces: bool
+) -> Bool[np.ndarray, "x y z"]:
+    """Which voxels of a mask count as left of the midline; with `whole_pieces` each connected piece goes where its centre is."""
+    found = np.zeros(mask.shape, dtype=bool)
+    if whole_pieces:
+        pieces = pieces_of(mask, series.affine)
+        centres = np.array(pieces.centroids_mm).reshape(-1, 3)
+        is_left = centres @ midline[:3] + midline[3] <= ON_PLANE_MM
+        found[mask] = is_left[pieces.numbers[mask] - 1]
+    else:
+        found[mask] = _is_left(np.stack(np.nonzero(mask)), series, midline)
+    return found
+
+
+def _is_left(voxel: np.ndarray, series: Series, midline: np.ndarray) -> Bool[np.ndarray, " n"]:
+    *per_voxel, at_origin = midline @ series.affine
+    return np.array(per_voxel) @ voxel + at_origin <= ON_PLANE_MM
+
+
 def _surface_mm(series: Series, body: np.ndarray) -> Float[np.ndarray, "3 n"]:
     """Patient mm of both ends of each column of the body; columns run along the array axis nearest to patient x."""
     axis = int(np.argmax(np.abs(series.affine[0, :3]) / series.spacing_mm))
@@ -497,6 +523,8 @@ def _tally(
     structures: Sequence[Structure],
     midline: np.ndarray | None,
     probabilities: np.ndarray | None,
+    *,
+    whole_pieces: bool,
 ) -> list[tuple[_Tally, _Tally]]:
     """For each structure what lies right and left of the midline; all of it in the first when it is not to be split.
 
@@ -516,8 +544,14 @@ def _tally(
     where, part = where[part >= 0], part[part >= 0]
     voxel = np.stack(np.unravel_index(where, labels.shape))
     if midline is not None:
-        *per_voxel, at_origin = midline @ series.affine
-        part = part + (is_split[part] & (np.array(per_voxel) @ voxel + at_origin <= ON_PLANE_MM))
+        is_left = _is_left(voxel, series, midline)
+        if whole_pieces:
+            for structure in (one for one in structures if one.paired):
+                own = labels.ravel()[where] == structure.value
+                is_left[own] = lies_left(labels == structure.value, series, midline, whole_pieces=True).ravel()[
+                    where[own]
+                ]
+        part = part + (is_split[part] & is_left)
 
     in_plane = [
         np.bincount(part * length + index, minlength=num_parts * length).reshape(num_parts, length)

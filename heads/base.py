@@ -382,7 +382,8 @@ def default_models() -> list[Path]:
 def load_task(folder: Path) -> tuple[TaskModel, TaskConfig, str]:
     """A task folder's model, its config, and the hash of its weights; strict, as every model folder."""
     loaded = load_model_folder(folder, kind="task", config=TaskConfig)
-    model = TaskModel.build(Encoder(loaded.config.encoder), loaded.config.head)
+    config = loaded.config
+    model = loaded.build(lambda: TaskModel.build(Encoder(config.encoder), config.head))
     loaded.fill(model)
     model.head.calibration = loaded.config.calibration
     return model.eval(), loaded.config, loaded.weights_sha256

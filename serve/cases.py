@@ -37,7 +37,7 @@ from ehr.output import Standing
 from foundation.config import Config
 from foundation.errors import InputError, did_you_mean
 from foundation.files import sha256, write_aside, write_folder_aside
-from foundation.findings import Finding, Reading, Structure, find_midline, measure_structures
+from foundation.findings import Finding, Reading, Structure, find_midline, lies_left, measure_structures
 from foundation.preprocess import Grid, find_body, resample, sample_at
 from foundation.reading.collection import Row, SeriesEntry, write_manifest
 from foundation.reading.nifti import read_labels, write_labels, write_shades, write_volume
@@ -943,11 +943,8 @@ def _without(mask: Mask, gone: Sequence[Finding], reference: Series) -> np.ndarr
     for one in gone:
         where = labels == values[one.name]
         if one.side in ("right", "left") and midline is not None:
-            voxel = np.stack(np.nonzero(where))
-            *per_voxel, at_origin = midline @ reference.affine
-            to_right = np.array(per_voxel) @ voxel + at_origin > 1e-6
-            voxel = voxel[:, to_right == (one.side == "right")]
-            labels[tuple(voxel)] = 0
+            is_left = lies_left(where, reference, midline, whole_pieces=one.measured("number") is not None)
+            labels[where & (is_left == (one.side == "left"))] = 0
         else:
             labels[where] = 0
     return labels

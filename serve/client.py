@@ -23,6 +23,7 @@ from foundation.errors import InputError
 from foundation.files import write_aside
 
 POLL_S = 0.5
+KEPT_OPEN_S = 2.0  # uvicorn closes a line that was idle for 5 s: a request that it crosses would be lost
 
 
 class Client:
@@ -37,6 +38,7 @@ class Client:
             headers={"authorization": f"Bearer {token}"},
             timeout=httpx.Timeout(timeout_s),
             verify=verify,
+            limits=httpx.Limits(keepalive_expiry=KEPT_OPEN_S),
             trust_env=False,  # no proxy that somebody set for the web
         )
         self.timeout_s = timeout_s
@@ -64,7 +66,7 @@ class Client:
 
     def state(self, job: str) -> dict[str, Any]:
         """How far a job is: state, share, step, ahead, study, error."""
-        return _checked(self._http.get(f"/api/jobs/{job}")).json()
+        return self._get(f"/api/jobs/{job}")
 
     def cancel(self, job: str) -> None:
         _checked(self._http.delete(f"/api/jobs/{job}"))
@@ -88,11 +90,11 @@ class Client:
         return self.wait(self.submit(files, record=record, **said))
 
     def worklist(self) -> list[dict[str, Any]]:
-        return _checked(self._http.get("/api/studies")).json()
+        return self._get("/api/studies")
 
     def reading(self, study: str) -> dict[str, Any]:
         """reading.json of a study, without what was rejected."""
-        return _checked(self._http.get(f"/api/studies/{study}")).json()
+        return self._get(f"/api/studies/{study}")
 
     def download(self, study: str, to: Path) -> None:
         """Everything that a reading writes, as the study stands now, as a zip."""
@@ -103,6 +105,17 @@ class Client:
             with aside.open("wb") as file:
                 for chunk in response.iter_bytes():
                     file.write(chunk)
+
+    def _get(self, path: str) -> Any:
+        """Asked again where the server had just closed the line: asking changes nothing."""
+        for last in (False, False, True):
+            try:
+                return _checked(self._http.get(path)).json()
+            except (httpx.RemoteProtocolError, httpx.ReadError, httpx.ConnectError):
+                if last:
+                    raise
+                time.sleep(POLL_S)
+        raise AssertionError("the last answer was returned or raised")
 
     def delete(self, study: str) -> None:
         _checked(self._http.delete(f"/api/studies/{study}"))

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Literal, Protocol, runtime_checkable
 
-from foundation.errors import InputError
+from foundation.errors import InputError, place_of
 
 JobState = Literal["waiting", "running", "done", "failed", "cancelled"]
 MAX_WAITING = 64
@@ -50,6 +50,7 @@ class Job:
         self.state: JobState
         self.case_id: str | None = None
         self.error: InputError | None = None
+        self.kind, self.where = "", ""  # of a failure: 'input' or a fault's type, and the function that it arose in
         self.ended = 0.0
         self._jobs, self._work, self._after = jobs, work, after
         self._is_unwanted = False
@@ -80,11 +81,12 @@ class Job:
         except Cancelled:
             self._finish("cancelled")
         except InputError as error:
-            self.error = error
+            self.error, self.kind, self.where = error, "input", place_of(error)
             self._finish("failed")
         except Exception as error:  # whatever it was, others wait; its message may name a patient
             remedy = "This is a fault of ours or of the machine; the administrator's log says where."
             self.error = InputError("a study can be read", got=type(error).__name__, remedy=remedy)
+            self.kind, self.where = type(error).__name__, place_of(error)
             self._finish("failed")
             _log_fault(error)
 
@@ -92,6 +94,10 @@ class Job:
         self._work, self.draft = _gone, ""  # both may hold something of a study
         self._after()
         self.ended = time.monotonic()
+        try:
+            self._jobs.on_end(self, state)
+        except Exception as error:  # a full disk: whoever waits for this job is told all the same
+            _log_fault(error)
         self.state = state
         self._end.set()
 
@@ -101,6 +107,7 @@ class Jobs:
 
     def __init__(self, max_waiting: int = MAX_WAITING, max_per_user: int = MAX_PER_USER):
         self.max_waiting, self.max_per_user = max_waiting, max_per_user
+        self.on_end: Callable[[Job, JobState], None] = _unnoted  # told how every job ends, before who waits for it is
         self._jobs: dict[str, Job] = {}
         self._line: list[Job] = []
         self._served: dict[str, int] = {}
@@ -191,6 +198,10 @@ def _gone(tell: Tell) -> str:
 
 
 def _nothing() -> None:
+    pass
+
+
+def _unnoted(job: Job, state: JobState) -> None:
     pass
 
 

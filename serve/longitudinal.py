@@ -30,6 +30,7 @@ from foundation.preprocess import Grid, sample_at
 from foundation.reading.collection import study_from_path
 from foundation.registration import rigid
 from foundation.study import Series
+from heads.base import default_models
 from heads.report import Sentence
 from heads.report.writing import Writer, load_writers, write_report
 from serve.pipeline import StudyReading, load_models, read_study, save_reading
@@ -95,10 +96,9 @@ def compare_command(
     writers: Sequence[Path] = (),
 ) -> None:
     """The `larmor compare` command: what changed, and in `reading/` the current study's reading with the prior beside it."""
-    loaded = load_models(models, backbones)
-    if not loaded:
+    if not (models or default_models()):
         raise InputError("two dates are compared by a model", got="none", remedy="Name one with --model DIR.")
-    studies = [study_from_path(path) for path in (prior, current)]
+    studies = [study_from_path(path) for path in (prior, current)]  # what is wrong with them is said before models load
     names = [study.subject for study in studies]
     if names[0] != names[1] and not same_patient:
         raise InputError(
@@ -106,6 +106,7 @@ def compare_command(
             got=f"'{names[0]}' and '{names[1]}'",
             remedy="Use --same-patient if they are.",
         )
+    loaded = load_models(models, backbones)
     scribes, reasons = load_writers(writers, backbones)
     readings = [read_study(study, loaded) for study in studies]
     result = compare(readings[0], readings[1])

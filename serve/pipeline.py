@@ -41,6 +41,7 @@ from heads.base import HeadReading, default_models
 from heads.report import Draft, Sentence
 from heads.report.writing import Writer, load_writers, write_report
 from serve.pdf import pdf_bytes
+from serve.person import differences
 from serve.render import Picture, render_html, render_markdown
 from serve.tables import write_bids, write_lesions, write_measurements
 
@@ -142,21 +143,21 @@ def read_study(
         warnings=found.remarks if found.is_blank else (*_warnings(study), *found.remarks, *cautions),
     )
     if record is not None:
-        reading = _with_record(reading, record)
+        reading = _with_record(reading, record, differences(study, record))
     draft = write_report(reading, writers, study=study, said=said)
     watch.lap("writing the report")
     return StudyReading(study, reading, draft, masks, rests_on, {**found.seconds, **watch.seconds})
 
 
-def _with_record(reading: Reading, record: Admitted) -> Reading:
-    """The reading with what the record says of the patient."""
+def _with_record(reading: Reading, record: Admitted, doubts: Sequence[str]) -> Reading:
+    """The reading with what the record says of the patient; `doubts` are whether it is the same one."""
     unnamed = num_without_name(record)
     held = f"The record holds {unnamed} diagnoses that are not named here." if unnamed else None
     return reading.model_copy(
         update={
             "indication": indication_of(record),
             "findings": (*reading.findings, *history_of(record)),
-            "warnings": (*reading.warnings, *filter(None, [held])),
+            "warnings": (*doubts, *reading.warnings, *filter(None, [held])),
         }
     )
 

@@ -45,7 +45,7 @@ from heads.report.writing import Writer, load_writers
 from serve.cases import DAY_S, CaseStore
 from serve.doors import GRADIO, Allowance, Belongings, Door, Sessions
 from serve.intake import Dropped, read_case
-from serve.jobs import Busy, Job, Jobs, Tell
+from serve.jobs import Busy, Job, Jobs, JobState, Tell
 from serve.pipeline import load_models
 from serve.repairs import Repairs
 from serve.users import Guard, Users
@@ -96,6 +96,7 @@ class Server:
         self.store = CaseStore(settings.data, settings.keep_s)
         self.repairs = None if settings.repair is None else Repairs(settings.repair)
         self.jobs = jobs or Jobs()
+        self.jobs.on_end = self._note_end
         self.cache = FeatureCache()
         self.users = None if settings.users is None else Users(settings.users)
         self.token = settings.token or secrets.token_urlsafe(32)
@@ -162,6 +163,15 @@ class Server:
         except BaseException:
             after()
             raise
+
+    def _note_end(self, job: Job, state: JobState) -> None:
+        """Into the audit with what came to nothing: who, when, what kind and where, and no word of any message. What became a
+        case has its own row."""
+        if state == "failed":
+            detail = {"job": job.id, "kind": job.kind, "where": job.where[-80:]}
+            self.store.audit.append(job.user, "reading.failed", detail=detail)
+        elif state == "cancelled":
+            self.store.audit.append(job.user, "reading.cancelled", detail={"job": job.id})
 
     def watch(self, folder: Path, user: str, quiet_s: float) -> None:
         """Take the studies that somebody puts into a folder as this user's."""
@@ -425,7 +435,7 @@ def neutral_names(names: Sequence[str]) -> list[str]:
         ending = ending or ".dcm"  # DICOM files often have none; whether it is one is seen from its content
         kept = [f"{kind}-{_short_hash(value)}" for part in parts for kind, dash, value in [part.partition("-")]
                 if dash and kind in ("sub", "ses")]  # fmt: skip
-        kept.append(f"{number:05d}")
+        kept.append(f"series-{number:0{len(str(len(names)))}d}")
         if parts[-1] in BIDS_CONTRASTS and ending.startswith(".nii"):
             kept.append(parts[-1])
         found.append("_".join(kept) + ending)

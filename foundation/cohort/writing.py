@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -69,8 +69,19 @@ def cohort_command(
     """The `larmor cohort` command."""
     config = parse_config(CohortConfig, {name: value for name, value in settings.items() if value is not None})
     manifest = write_cohort(out, config, subjects, processes=processes)
-    print((out / "truth.json").read_text())
+    for line in _described(json.loads((out / "truth.json").read_text())):
+        print(line)
     print(f"wrote {subjects} synthetic patients: {manifest}")
+    print(f"wrote what is true of them all: {out / 'truth.json'}")
+
+
+def _described(truth: dict[str, Any]) -> Iterator[str]:
+    """What a cohort is, in a few lines; all of it is in truth.json."""
+    yield f"{truth['subjects']} patients, {truth['series']} series, of {truth['anatomy']}. {truth['note']}"
+    counts = {"without a disease": truth["normal"], **truth["diagnoses"]}
+    width = max(map(len, counts))
+    for name, number in counts.items():
+        yield f"  {name.replace('_', ' '):{width}}  {number:5d}"
 
 
 def write_patient(folder: Path, config: CohortConfig, index: int) -> None:

@@ -154,7 +154,7 @@ def _unpack_inner(path: Path, budget: _Budget) -> Path:
 
 def _is_wanted(member: zipfile.ZipInfo) -> bool:
     mode = member.external_attr >> 16
-    if member.is_dir() or (
+    if member.filename.endswith("/") or (  # `is_dir` asks for the last letter of a name that may have none
         mode and stat.S_IFMT(mode) not in (0, stat.S_IFREG)
     ):  # a link or device is nothing of a study
         return False

@@ -366,8 +366,12 @@ def _has_nifti(path: Path) -> bool:
 
 
 def _study_from_files(files: list[Path], fallback: str, place: Path) -> Study:
-    """Subject and session from BIDS names (`sub-`, `ses-`) where there are any; two of either are not one study."""
-    series: tuple[Series, ...] = tuple(read_nifti(file) for file in files)
+    """Subject and session from BIDS names (`sub-`, `ses-`) where there are any; two of either are not one study.
+
+    The first is the reference, on which masks are drawn: a file of unknown contrast comes after all whose contrast is known,
+    because no model was fitted on it. Otherwise they come in the order of their names.
+    """
+    series: tuple[Series, ...] = tuple(sorted(map(read_nifti, files), key=lambda one: one.contrast == "unknown"))
     named: dict[str, str] = {}
     for entity in ("sub", "ses"):
         found = sorted({part for volume in series for part in volume.name.split("_") if part.startswith(f"{entity}-")})

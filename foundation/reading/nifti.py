@@ -28,6 +28,7 @@ from nibabel.spatialimages import HeaderDataError
 from foundation.errors import InputError
 from foundation.files import write_aside
 from foundation.study import Acquisition, Contrast, Series, checked_contrast, known_numbers
+from foundation.text import shown
 
 # 2 GiB as float32: a whole head at 0.3 mm (800 x 800 x 800) fits, the 32767 cubed that 1 kB can claim does not.
 MAX_VOXELS = 2**29
@@ -302,12 +303,12 @@ def _parse_header(start: bytes) -> Nifti1Header:
             return header
         raise InputError(
             "a volume and its header are one NIfTI file, marked n+1 or n+2",
-            got=f"the mark {magic!r}",
+            got=f"the mark {shown(magic)}",
             remedy="Convert an .hdr/.img pair or Analyze file to .nii; a file sent as text must be copied again.",
         )
     raise InputError(
         "the file is NIfTI",
-        got=f"a file that starts with {start[:4]!r}",
+        got=f"a file that starts with {shown(start[:4])}" if start else "an empty file",
         remedy="Give a .nii or .nii.gz; dcm2niix converts DICOM.",
     )
 

@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from tokenize import TokenError  # numpy's way with a header of its oldest versions that is no Python
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch import Tensor
 from foundation.errors import InputError
 from foundation.raw import RawData, from_volume, measured
 from foundation.reading.nifti import MAX_DEFLATE_RATIO, as_input_error, incomplete
+from foundation.text import without_bytes
 
 MAX_SAMPLES = 2**30  # 8 GiB as complex64
 MAX_TEXT_BYTES = 2**20  # of a BART header
@@ -111,9 +113,9 @@ def _load_array(path: Path) -> np.ndarray:
     """Mapped, not read: so numpy itself finds, before memory is taken, that a file is shorter than its header says."""
     try:
         array = np.lib.format.open_memmap(path, mode="r")
-    except ValueError as error:
+    except (ValueError, TokenError) as error:
         raise InputError(
-            "the file is one whole .npy array", got=error, remedy="Save it again with numpy.save."
+            "the file is one whole .npy array", got=without_bytes(error), remedy="Save it again with numpy.save."
         ) from error
     check_size(array.shape)
     return np.array(array)
@@ -127,10 +129,12 @@ def _read_npz(path: Path) -> RawData:
             for name in ("kspace", "mask", "affine", "noise"):
                 if f"{name}.npy" in archive.namelist():
                     arrays[name] = _load_member(archive, archive.getinfo(f"{name}.npy"))
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, TokenError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError("the archive is undamaged", got=error, remedy="Save it again with numpy.savez.") from error
+        raise InputError(
+            "the archive is undamaged", got=without_bytes(error), remedy="Save it again with numpy.savez."
+        ) from error
     if "kspace" not in arrays:
         raise InputError(
             "an archive has an array 'kspace'", got="none", remedy="numpy.savez(file, kspace=..., mask=...)"

@@ -28,6 +28,7 @@ from foundation.raw import RawData, from_volume
 from foundation.reading.nifti import MAX_POSITION_MM, SPACING_MM
 from foundation.reading.raw import check_size, checked_affine, of_kspace, of_volume
 from foundation.study import Acquisition
+from foundation.text import without_bytes
 
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_MATRIX = 2**15
@@ -55,7 +56,9 @@ def read_hdf5(path: Path) -> RawData:
             return _read_ismrmrd(file)
         rule = "an .h5 of raw data has 'kspace' (fastMRI) or 'dataset' (ISMRMRD)"
         raise InputError(
-            rule, got=", ".join(sorted(map(str, names))[:8]) or "nothing", remedy="Give a file of one of these layouts."
+            rule,
+            got=", ".join(sorted(without_bytes(name) for name in names)[:8]) or "nothing",
+            remedy="Give a file of one of these layouts.",
         )
 
 
@@ -71,7 +74,9 @@ def _opened(path: Path) -> Iterator[h5py.File]:
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, UnicodeError) as error:
         if not _is_from_h5py(error):
             raise
-        raise InputError("the file is undamaged HDF5", got=error, remedy="Copy or download it again.") from error
+        raise InputError(
+            "the file is undamaged HDF5", got=without_bytes(error), remedy="Copy or download it again."
+        ) from error
 
 
 def _is_from_h5py(error: BaseException) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,9 +23,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from foundation.errors import InputError
+from foundation.errors import InputError, place_of
 
 MAX_ANSWER_BYTES = 64 * 2**20
+WHERE = r"[A-Za-z_][\w.]{0,78}"  # a module and a function: a child that was taken over may say anything
 KEPT = (
     "PATH",
     "LANG",
@@ -73,7 +75,10 @@ def run_limited(target: str, arguments: dict[str, Any], *, folder: Path, limits:
     except ValueError:
         raise _given_up(f"a parser that ended with code {child.returncode}") from None
     if "broken" in answer:
-        raise InputError(answer["broken"]["rule"], got=answer["broken"]["got"], remedy=answer["broken"]["remedy"])
+        broken = InputError(answer["broken"]["rule"], got=answer["broken"]["got"], remedy=answer["broken"]["remedy"])
+        if re.fullmatch(WHERE, where := str(answer["broken"].get("where")), re.ASCII):
+            broken.where = where
+        raise broken
     if "failed" in answer:
         raise _given_up(answer["failed"])
     return answer["value"]
@@ -105,7 +110,9 @@ def _serve() -> None:
     try:
         answer = {"value": getattr(import_module(module), function)(**job["arguments"])}
     except InputError as error:
-        answer = {"broken": {"rule": error.rule, "got": str(error.got), "remedy": error.remedy}}
+        answer = {
+            "broken": {"rule": error.rule, "got": str(error.got), "remedy": error.remedy, "where": place_of(error)}
+        }
     except MemoryError:
         answer = {"failed": "more memory needed than allowed"}
     except (

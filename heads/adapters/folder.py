@@ -156,7 +156,10 @@ def load_model(folder: Path, backbones: Backbones | None = None) -> LoadedModel:
             remedy="config.json was changed: restore the folder from where it was made.",
             file=folder,
         )
-    model = TaskModel.build(backbone, config.task.head)
+    model = loaded.build(
+        lambda: TaskModel.build(backbone, config.task.head),
+        wanted=lambda model: _shapes(config, backbone, model.head, folder),
+    )
     weights = loaded.checked(_shapes(config, backbone, model.head, folder))
     low_rank = {
         name: LowRank(weights[f"encoder.{name}.lora_a"], weights[f"encoder.{name}.lora_b"]) for name in config.adapted

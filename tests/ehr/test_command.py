@@ -68,6 +68,15 @@ def test_what_is_wrong_is_one_line(arguments: list[str], source: tuple[Path, str
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize("content", ["hello", "{}", '{"resourceType": "Bundle", "type": "collection"}', "[1, 2]", ""])
+def test_what_is_no_record_is_refused(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    source, aside = tmp_path / "x.json", tmp_path / "aside.jsonl"
+    source.write_text(content)
+    assert main(["record", str(source), "--quarantine", str(aside)]) == 2
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1 and not said.out
+
+
 def test_records_in_no_version_are_refused_before_anything_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -55,6 +55,31 @@ def test_one_voxel_of_overlap_is_a_match() -> None:
     assert sorted(matches.true.tolist()) == [False, True]
 
 
+def test_a_lesion_across_the_midline_is_one_with_all_of_its_volume_on_one_side(make_series) -> None:
+    series = make_series((60, 40, 40), spacing_mm=(3.0, 4.0, 4.0))
+    labels = np.zeros(series.shape, np.int16)
+    labels[25:37, 10:14, 10:14] = 1  # of twelve columns seven lie on the far side of the middle, at 29.5
+    labels[5, 30, 30], labels[50:53, 20:22, 20:22] = (
+        1,
+        1,
+    )  # a speck that is too small to count, and one on the other side
+    lesion = Structure(value=1, name="plaque", paired=True, min_ml=0.1)
+    body = np.ones(series.shape, bool)
+    sides = {
+        count: measure_structures(labels, series, [lesion], body=body, mask_path=None, source="m", count_pieces=count)
+        for count in (True, False)
+    }
+    volumes = {count: {one.side: one.measured("volume") for one in found} for count, found in sides.items()}
+    assert sum(volumes[True].values()) == pytest.approx(sum(volumes[False].values())), "nothing is lost"
+    whole, _ = sorted(sides[True], key=lambda one: -one.measured("volume"))
+    across = 12 * 16 * 0.048
+    assert max(piece.volume_ml for one in sides[True] for piece in one.pieces) == pytest.approx(across)
+    for one in sides[True]:
+        specks = one.measured("volume") - sum(piece.volume_ml for piece in one.pieces)
+        assert -1e-9 < specks < 0.1, "number and volume speak of the same lesions"
+    assert volumes[False][whole.side] < across < volumes[True][whole.side] + 1e-9
+
+
 def test_a_finding_lists_its_pieces_on_the_side_of_their_centre(make_series) -> None:
     series = make_series((60, 40, 40), spacing_mm=(3.0, 4.0, 4.0))
     labels = np.zeros(series.shape, np.int16)

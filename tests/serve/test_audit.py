@@ -24,6 +24,7 @@ ROWS = [
     ("anna", "case.signed", "k3", {"state": "final", "text": "b" * 64}),
     ("bert", "login.failed", "", {"wait_s": 2.0}),
     ("server", "case.deleted", "k3", {"files": 9, "sha256": "c" * 64}),
+    ("anna", "reading.failed", "", {"job": "d" * 32, "kind": "input", "where": "foundation.reading.nifti.read_nifti"}),
 ]
 
 
@@ -78,7 +79,7 @@ def test_it_refuses_to_be_changed(audit: Audit):
         ("DELETE FROM log",),
         ("UPDATE log SET number = 99 WHERE number = 3", "UPDATE log SET number = 3 WHERE number = 4",
          "UPDATE log SET number = 4 WHERE number = 99"),
-        ("INSERT INTO log SELECT 7, at, user, action, case_id, detail, hash FROM log WHERE number = 6",),
+        ("INSERT INTO log SELECT 8, at, user, action, case_id, detail, hash FROM log WHERE number = 6",),
         ("DROP TABLE log",),
     ],
     ids=["user", "time", "action", "case", "detail", "hash", "drop", "drop and close up", "tail", "all", "reorder", "add",
@@ -164,5 +165,7 @@ def test_it_is_valid_fhir(audit: Audit, version):
     kinds = [one["resource"]["resourceType"] for one in bundle["entry"]]
     assert kinds.count("AuditEvent") == len(ROWS) and kinds.count("Provenance") == 4
     actions = [one["resource"]["action"] for one in bundle["entry"] if "action" in one["resource"]]
-    assert actions == ["E", "C", "U", "U", "E", "D"]
+    assert actions == ["E", "C", "U", "U", "E", "D", "C"]
+    failed = [one["resource"] for one in bundle["entry"] if "reading.failed" in json.dumps(one["resource"])]
+    assert len(failed) == 1 and '"4"' in json.dumps(failed[0]["outcome"])
     assert trail_bundle([], version=version) == {"resourceType": "Bundle", "type": "collection"}

@@ -100,9 +100,22 @@ def test_what_fails_is_told_and_the_next_goes_on(jobs: Jobs, caplog: pytest.LogC
     def worse(tell: Tell) -> str:
         raise RuntimeError("Doe^Jane")
 
+    told: list[tuple[str, str, str, str]] = []
+    jobs.on_end = lambda job, state: told.append((job.user, state, job.kind, job.where))
     with caplog.at_level(logging.ERROR):
         ended = [jobs.submit("anna", work) for work in (bad, worse, lambda tell: "case")]
         assert all(one.wait(5.0) for one in ended)
     assert [one.state for one in ended] == ["failed", "failed", "done"]
     assert "a rule" in str(ended[0].error) and "Jane" not in str(ended[1].error)
     assert "RuntimeError in" in caplog.text and "Jane" not in caplog.text
+    here = __name__
+    assert told == [("anna", "failed", "input", f"{here}.bad"), ("anna", "failed", "RuntimeError", f"{here}.worse"),
+                    ("anna", "done", "", "")]  # fmt: skip
+
+
+def test_who_waits_is_told_even_when_the_end_cannot_be_noted(jobs: Jobs):
+    def full(job: Job, state: str) -> None:
+        raise OSError("no space left")
+
+    jobs.on_end = full
+    assert all(one.wait(5.0) and one.state == "done" for one in [jobs.submit("anna", lambda tell: "x") for _ in "ab"])

@@ -18,22 +18,22 @@ from zipfile import ZipFile
 import httpx
 import pytest
 
+from ehr.synthesis import make_bundle
 from foundation.errors import InputError
+from foundation.reading.dicom.deidentify import IDENTITY, UIDS
 from serve.audit import Audit
 from serve.client import Client
 from serve.doors import GRADIO
 from serve.server import neutral_names
 from serve.users import FREE_TRIES, Users
-from tests.foundation.reading.dicom_making import write_series
+from tests.ehr.making import patient_truth
+from tests.planting import plant_dicom, plant_fhir
 from tests.serve.making import head_file, tiny_model
 
 PASSWORDS = {"anna": "correct horse 1", "bert": "correct horse 2", "carl": "correct horse 3", "dora": "correct horse 4"}
 MIB = 2**20
 MOST_MIB = 8  # of a request, and four times that an hour
 PLANTED = "QXDOEJANE"
-SECRET_FIELDS = ("PatientName", "PatientID", "OtherPatientIDs", "PatientAddress", "PatientComments", "AccessionNumber",
-                 "StudyID", "StudyDescription", "SeriesDescription", "ProtocolName", "InstitutionName", "StationName",
-                 "OperatorsName", "ReferringPhysicianName", "RequestedProcedureDescription", "ImageComments")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -220,6 +220,18 @@ def test_a_study_is_read_for_its_sender_alone(server: Running, head: Path, tmp_p
             anna.submit([])
 
 
+def test_what_is_cancelled_is_in_the_audit(server: Running, head: Path):
+    with server.client("bert") as bert:
+        jobs = [bert.submit([head]) for _ in range(3)]
+        for job in jobs:
+            bert.cancel(job)
+        for job in jobs[1:]:
+            with pytest.raises(InputError, match="cancelled"):
+                bert.wait(job)
+    rows = [one for one in Audit(server.data / "audit.sqlite").entries() if one.action == "reading.cancelled"]
+    assert {one.detail["job"] for one in rows} >= set(jobs[1:]) and {one.user for one in rows} == {"bert"}
+
+
 def test_a_hundred_requests_at_once_are_neither_lost_nor_mixed(server: Running, head: Path):
     """Sixteen studies of four users, and whatever they ask for meanwhile."""
     names = list(PASSWORDS)
@@ -246,37 +258,54 @@ def test_a_hundred_requests_at_once_are_neither_lost_nor_mixed(server: Running, 
 
 
 def test_planted_identifiers_are_nowhere_but_in_the_case(server: Running, head: Path, tmp_path: Path):
-    planted = dict.fromkeys(SECRET_FIELDS, PLANTED)
-    made = write_series(tmp_path / PLANTED, shape=(24, 24, 24), per_plane=lambda _: planted)
+    """A mark in every field of the headers and of the record that can hold words, in names of files, and in what is broken."""
+    planted = plant_dicom(tmp_path / "in")
+    bundle, _ = make_bundle(patient_truth(0))
+    grown, told = plant_fhir(bundle)
+    record = tmp_path / f"{told.mark('the name of a record')}.json"
+    record.write_text(json.dumps(grown))
     broken = tmp_path / f"{PLANTED}.nii.gz"
     broken.write_bytes(head.read_bytes()[:-100])
     half = tmp_path / f"{PLANTED}.dcm"
-    half.write_bytes(made.files[0].read_bytes()[:900])
-    record = tmp_path / f"{PLANTED}.json"
-    patient = {"resourceType": "Patient", "id": "p", "name": [{"family": PLANTED}], "address": [{"text": PLANTED}]}
-    wrong = {
-        "resourceType": "Observation",
-        "id": PLANTED,
-        "status": PLANTED,
-        "code": {"text": PLANTED},
-        PLANTED: PLANTED,
-    }
-    record.write_text(json.dumps({"resourceType": "Bundle", "type": "collection",
-                                  "entry": [{"resource": patient}, {"resource": wrong}]}))  # fmt: skip
-    errors = []
+    half.write_bytes(planted.files[0].read_bytes()[:2000])
+    undated = tmp_path / f"{PLANTED}.json"
+    undated.write_text(json.dumps(grown).replace("ImagingStudy", "Imaging"))
+    answers = []
     with server.client("anna") as client:
-        client.read(list(made.files))
-        client.read([head], record=record, at="2020-05-01T10:00:00Z")
-        for files, said in (([broken], {}), ([half], {}), ([head], {"record": record})):
+        studies = [client.read(list(planted.files)), client.read([head], record=record, at="2020-05-01T10:00:00Z")]
+        for files, said in (([broken], {}), ([half], {}), ([head], {"record": undated})):
             with pytest.raises(InputError) as caught:
                 client.read(files, **said)
-            errors.append(str(caught.value))
-        audit = Audit(server.data / "audit.sqlite")
-        told = json.dumps([vars(one) for one in audit.entries()])
-        names = [str(path.relative_to(server.data)) for path in server.data.rglob("*")]
-        for text in (server.log.read_text(), told, *names, *errors, json.dumps(client.worklist())):
-            assert PLANTED not in text, text
-    assert PLANTED.encode() not in (server.data / "cases.sqlite").read_bytes()
+            answers.append(str(caught.value))
+        answers += [json.dumps(client.reading(study)) for study in studies[:1]]
+        answers += [json.dumps(client.worklist()), server.browser("anna").get("/").text]
+        client.download(studies[0], tmp_path / "outputs.zip")
+    browser = server.browser("anna")
+    answers.append(browser.post(f"{GRADIO}/upload", files={"files": (planted.files[0].name, half.read_bytes())}).text)
+    audit = Audit(server.data / "audit.sqlite")
+    kinds = [(one.user, one.detail["kind"], one.detail["where"]) for one in audit.entries()
+             if one.action == "reading.failed"]  # fmt: skip
+    assert [(user, kind) for user, kind, _ in kinds[-3:]] == [("anna", "input")] * 3
+    assert [where.rpartition(".")[0] for _, _, where in kinds[-3:]] == [
+        "foundation.reading.nifti", "foundation.reading.dicom.child", "ehr.index"]  # fmt: skip
+    logs = [server.log.read_text(), json.dumps([vars(one) for one in audit.entries()])]
+    names = [str(path.relative_to(server.data)) for path in server.data.rglob("*")]
+    for marks in (planted, told):
+        assert marks.found_in(*logs, *answers, *names, server.data / "audit.sqlite") == set()
+    assert not any(PLANTED in text for text in (*logs, *answers))
+
+    # In the store: what SEG and SR repeat, in the case's own folder; in the database, which diagnosis a sentence is about.
+    places = [path for path in (server.data / "cases").rglob("*") if path.is_file()]
+    headers = [path for path in places if path.parent.name == "headers"]
+    objects = [path for path in places if path.suffix in (".dcm", ".zip") and path not in headers]
+    assert headers and planted.found_in(*headers) <= {*IDENTITY, *UIDS, "a day", "a time"}
+    archived = {*IDENTITY, "StudyInstanceUID", "SeriesInstanceUID", "a day", "a time"}
+    assert objects and planted.found_in(*objects, tmp_path / "outputs.zip") <= archived
+    others = [one for one in places if one not in headers and one not in objects and one.parent.name != "fhir"]
+    assert planted.found_in(*others, server.data / "cases.sqlite") == set()
+    of_record = told.found_in(*places, server.data / "cases.sqlite") - {"a day", "a time"}  # which are the header's
+    assert all(one.endswith(".id") for one in of_record), of_record
+    assert not any(PLANTED in str(path.relative_to(server.data)) for path in server.data.rglob("*"))
     assert audit.verify() == len(audit.entries())
 
 
@@ -291,7 +320,8 @@ def test_names_of_ours_keep_what_a_reader_needs():
     ]
     found = neutral_names(names)
     assert [re.sub("-[0-9a-f]{8}", "-#", one) for one in found] == [
-        "sub-#_ses-#_00001_T1w.nii.gz", "sub-#_ses-#_00002_FLAIR.nii", "00003.zip", "00004.dcm", "00005.dcm", "00006.dcm",
+        "sub-#_ses-#_series-1_T1w.nii.gz", "sub-#_ses-#_series-2_FLAIR.nii", "series-3.zip", "series-4.dcm", "series-5.dcm",
+        "series-6.dcm",
     ]  # fmt: skip
     assert found[0][:12] == found[1][:12] and found[0][13:25] != found[1][13:25]
 

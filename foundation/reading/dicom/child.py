@@ -13,7 +13,7 @@ from typing import Any
 from foundation.errors import InputError
 from foundation.reading.archive import gather
 from foundation.reading.dicom.convert import REMEDY, convert
-from foundation.reading.dicom.deidentify import Key, deidentified
+from foundation.reading.dicom.deidentify import Key, deidentified, for_archive
 from foundation.reading.dicom.headers import SeriesFacts, Slice, Unusable, read_headers
 from foundation.reading.dicom.volumes import Volume, volumes_of
 from foundation.study import checked_contrast
@@ -245,17 +245,14 @@ def _acquisition(volume: Volume) -> dict[str, Any]:
 
 
 def _write_headers(volume: Volume, files: Sequence[Path], folder: Path, key: Key | None) -> list[str]:
-    """The headers of a volume's files without pixels and private elements, for objects that refer to them."""
+    """What objects that refer to a volume's files must repeat of their headers, and no more."""
     import pydicom
 
     folder.mkdir()
     written = []
     for number, index in enumerate(volume.files, start=1):
         header = pydicom.dcmread(files[index], stop_before_pixels=True, force=True)
-        if key is not None:
-            header = deidentified(header, key)
-        header.remove_private_tags()
-        header.preamble = bytes(128)  # may hold a program
+        header = for_archive(header) if key is None else deidentified(header, key)
         path = folder / f"{number:05d}.dcm"
         header.save_as(path)
         written.append(str(path))

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pydicom
+from pydicom.charset import python_encoding
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import UID
@@ -83,6 +84,7 @@ CODES: dict[str, tuple[str, ...]] = {
     "EchoPlanarPulseSequence": _YES_NO,
     "InversionRecovery": _YES_NO,
     "DiffusionDirectionality": ("DIRECTIONAL", "BMATRIX", "ISOTROPIC", "NONE"),
+    "PatientIdentityRemoved": _YES_NO,
     "DimensionOrganizationType": ("3D", "3D_TEMPORAL"),
 }  # fmt: skip
 CODES["FrameType"] = CODES["ImageType"]
@@ -105,6 +107,12 @@ TAGS = frozenset(("DimensionIndexPointer", "FunctionalGroupPointer", "FrameIncre
 PIXELS = frozenset(("PixelData",))
 EMPTY = ("StudyDate", "StudyTime", "AccessionNumber", "StudyID", "ReferringPhysicianName", "PatientBirthDate", "PatientSex",
          "PositionReferenceIndicator", "SeriesDescription")  # fmt: skip
+
+
+# What an archive files SEG and SR by, and an earlier study or a record is compared with; no other word of a header goes on.
+IDENTITY = ("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex", "PatientAge", "StudyDate",
+            "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName")  # fmt: skip
+SEXES = ("M", "F", "O")
 
 
 def read_key(path: Path | None) -> bytes:
@@ -145,15 +153,41 @@ def deidentified(dataset: Dataset, key: Key) -> Dataset:
     clean.PatientName, clean.PatientID = patient, patient
     for name in EMPTY:
         setattr(clean, name, "")
-    clean.Manufacturer = next(
-        (one for one in VENDORS if text(dataset, "Manufacturer").lower().startswith(one.lower())), ""
-    )
+    clean.Manufacturer = _vendor(dataset)
     clean.PatientIdentityRemoved = "YES"
     clean.DeidentificationMethod = METHOD
     profile = Dataset()
     profile.CodeValue, profile.CodingSchemeDesignator = "113100", "DCM"
     profile.CodeMeaning = "Basic Application Confidentiality Profile"
     clean.DeidentificationMethodCodeSequence = Items([profile])
+    return _with_new_meta(clean, dataset)
+
+
+def for_archive(dataset: Dataset) -> Dataset:
+    """A new dataset with what SEG and SR repeat of this one: its place, its physics, its UIDs, and `IDENTITY`.
+
+    They would otherwise repeat all that the standard lets a patient and a study have, down to comments and occupation.
+    """
+    clean = _kept(dataset, None)
+    for name, value in _values(dataset):
+        if name in IDENTITY or (name == "SpecificCharacterSet" and _is_known(value)):
+            setattr(clean, name, value)
+    if text(clean, "PatientSex") not in SEXES:  # an archive takes no other, and highdicom writes no other
+        clean.PatientSex = ""
+    clean.Manufacturer = _vendor(dataset)
+    return _with_new_meta(clean, dataset)
+
+
+def _is_known(charset: Any) -> bool:
+    """Names keep their letters only under the character set that they were written in."""
+    return all(str(one) in python_encoding for one in ([charset] if isinstance(charset, str) else charset or [""]))
+
+
+def _vendor(dataset: Dataset) -> str:
+    return next((one for one in VENDORS if text(dataset, "Manufacturer").lower().startswith(one.lower())), "")
+
+
+def _with_new_meta(clean: Dataset, dataset: Dataset) -> Dataset:
     meta = FileMetaDataset()
     theirs = getattr(dataset, "file_meta", None) or Dataset()
     meta.TransferSyntaxUID = UID(text(theirs, "TransferSyntaxUID") or "1.2.840.10008.1.2")
@@ -208,7 +242,8 @@ def may_be_burned_in(dataset: Dataset) -> bool:
 # ------------------------------------------------------------------------------------------------ what is kept
 
 
-def _kept(dataset: Dataset, key: Key) -> Dataset:
+def _kept(dataset: Dataset, key: Key | None) -> Dataset:
+    """Without a key UIDs stay as they are."""
     clean = Dataset()
     for name, value in _values(dataset):
         if name in SEQUENCES:
@@ -217,7 +252,7 @@ def _kept(dataset: Dataset, key: Key) -> Dataset:
         elif name in UIDS:
             uid = str(value)
             if uid:
-                setattr(clean, name, uid if uid.startswith(STANDARD_UIDS) else key.uid(uid))
+                setattr(clean, name, uid if key is None or uid.startswith(STANDARD_UIDS) else key.uid(uid))
         elif name in CODES:
             codes = [value] if isinstance(value, str) else list(value or [])
             known = [code for code in codes if code in CODES[name]]

@@ -208,7 +208,14 @@ def test_the_command_writes_a_cohort_and_says_where(tmp_path, capsys):
         "1",
     ]
     assert main(["cohort", str(out), *options, "--seed", "3"]) == 0
-    assert str(out / "manifest.jsonl") in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert (
+        str(out / "manifest.jsonl") in said
+        and "1 patients, " in said
+        and "{" not in said
+        and "without a disease" in said
+    )
+    assert "wrote" in said.splitlines()[-1], "the last line says where"
     (row,) = read_manifest(out / "manifest.jsonl").rows
     assert {series.contrast for series in read_study(row, out).series} == {"unknown"}
     assert len({entry.path for entry in row.series}) == len(row.series)

@@ -31,6 +31,15 @@ def test_names_in_a_zip_are_not_used(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.rglob("*")} == {"a.zip", "in", "deep", *(file.name for file in found)}
 
 
+def test_a_member_without_a_name_is_a_file(tmp_path: Path) -> None:
+    path = make(tmp_path / "a.zip", {"x": DICOM})
+    nameless = zipfile.ZipInfo("y")
+    nameless.filename = ""
+    with zipfile.ZipFile(path, "a") as file, file.open(nameless, "w") as stream:
+        stream.write(DICOM)
+    assert len(gather(path, tmp_path / "in")) == 2
+
+
 def test_links_and_litter_are_left_out(tmp_path: Path) -> None:
     path = make(tmp_path / "a.zip", {"__MACOSX/._a": b"x", "good": DICOM, "x/.DS_Store": b"x"})
     link = zipfile.ZipInfo("link")

@@ -90,6 +90,15 @@ def test_only_subject_and_series_are_needed(collection: Callable[..., Path]) -> 
         read_mask(manifest.rows[0], study, manifest.root)
 
 
+def test_what_is_known_comes_before_what_is_not(make_series: Callable[..., Any], tmp_path: Path) -> None:
+    """The first series is the one that masks are drawn on, and no model was fitted on an unknown contrast."""
+    for seed, name in enumerate(("a", "b_T2w", "c", "d_T1w")):
+        series = make_series(seed=seed)
+        write_volume(tmp_path / f"{name}.nii.gz", series.voxels, series)
+    study = study_from_path(tmp_path)
+    assert [one.name for one in study.series] == ["b_T2w", "d_T1w", "a", "c"] and study.reference.contrast == "T2w"
+
+
 def test_blank_lines_byte_order_marks_and_odd_separators_are_no_rows(collection: Callable[..., Path]) -> None:
     path = collection("", row("a", targets={"note": "line\u2028separator"}), "", row("b"), "")
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\\u2028", "\u2028".encode()).replace(b"\n", b"\r\n"))

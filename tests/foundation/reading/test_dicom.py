@@ -235,6 +235,26 @@ def test_truncated_and_damaged_files_are_refused(tmp_path: Path) -> None:
     assert "1 of 6 that cannot" in refusal(tmp_path)
 
 
+def test_headers_that_cannot_be_written_again_are_no_reason_to_refuse_the_images(tmp_path: Path) -> None:
+    """What SEG and SR do not repeat may be as damaged as it likes: a kind of value that there is not, a sex that there is not."""
+    made = write_series(tmp_path / "in", PatientComments="x" * 8, PatientSex="QX")
+    for file in made.files:
+        content = file.read_bytes()
+        at = content.index(b"\x10\x00\x00\x40LT")
+        file.write_bytes(content[: at + 4] + b"ZZ" + content[at + 6 :])
+    source = study_from_dicom(tmp_path / "in").reference.source
+    assert source is not None and len(source.headers) == len(made.files)
+    header = source.headers[0]
+    assert "PatientComments" not in header and header.PatientSex == "" and header.PatientName == "Doe^Jane"
+    assert header.StudyInstanceUID == "1.2.3.1" and "SeriesDescription" not in header
+
+
+def test_names_keep_their_letters_on_the_way_back(tmp_path: Path) -> None:
+    write_series(tmp_path / "in", SpecificCharacterSet="ISO_IR 144", PatientName="Люкceмбypг")
+    source = study_from_dicom(tmp_path / "in").reference.source
+    assert source is not None and source.headers[0].PatientName == "Люкceмбypг"
+
+
 def test_words_against_parameters_leave_the_contrast_unknown(tmp_path: Path) -> None:
     write_series(tmp_path, SeriesDescription="FLAIR axial")
     study = study_from_dicom(tmp_path)

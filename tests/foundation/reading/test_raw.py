@@ -110,6 +110,15 @@ def test_an_array_that_claims_more_than_is_there_takes_no_memory(tmp_path: Path,
     refusal(tmp_path / "k.npz")
 
 
+def test_a_header_that_is_no_python_is_refused(tmp_path: Path) -> None:
+    content = npy_bytes(samples(10, 12), (10, 12)).replace(b"'shape': (10,", b"'shape': ((0,")
+    (tmp_path / "k.npy").write_bytes(content)
+    assert "array" in str(refusal(tmp_path / "k.npy"))
+    with zipfile.ZipFile(tmp_path / "k.npz", "w") as archive:
+        archive.writestr("kspace.npy", content)
+    refusal(tmp_path / "k.npz")
+
+
 def test_objects_are_never_unpickled(tmp_path: Path) -> None:
     np.save(tmp_path / "k.npy", np.array([{}], dtype=object))
     refusal(tmp_path / "k.npy")
