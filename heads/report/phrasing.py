@@ -116,7 +116,7 @@ def phrase(statement: Statement, style: Style, rng: Generator) -> str:
 def cohort_report(reading: Reading, style: Style, rng: Generator) -> Draft:
     """The report that a synthetic reader of that style would write."""
     words = [
-        Sentence(one.section, fill(phrase(one, style, rng), one), tuple(f.id for f in one.findings), "cohort")
+        Sentence(one.section, fill(phrase(one, style, rng), one), one.finding_ids, "cohort")
         for one in plan(reading, style)
     ]
     seen = ", ".join(dict.fromkeys(CONTRAST_WORDS[one.contrast] for one in reading.series))

@@ -33,12 +33,20 @@ class Style:
 
 @dataclass(frozen=True)
 class Statement:
-    """One sentence to be: the findings that it words, all of them and no other. `prior` is how the earlier study is called."""
+    """One sentence to be: the findings that it words, all of them and no other. `prior` is how the earlier study is called.
+
+    What is absent on both sides is one finding here, of no side; `also` are the ids of those that it stands for besides its own.
+    """
 
     section: Section
     kind: Kind
     findings: tuple[Finding, ...]
     prior: str | None = None
+    also: tuple[str, ...] = ()
+
+    @property
+    def finding_ids(self) -> tuple[str, ...]:
+        return (*(one.id for one in self.findings), *self.also)
 
 
 def plan(reading: Reading, style: Style | None = None) -> list[Statement]:
@@ -46,7 +54,11 @@ def plan(reading: Reading, style: Style | None = None) -> list[Statement]:
     style = style or Style()
     # By its date or not at all: what somebody called it is quoted once, under Comparison, and stands in no other sentence.
     prior = None if reading.prior is None else reading.prior.date or "the prior study"
-    return [Statement(section, kind, tuple(found), prior) for section, kind, found in _planned(reading, style)]
+    both = _absent_on_both(reading)
+    return [
+        Statement(section, kind, tuple(found), prior, tuple(both[one.id] for one in found if one.id in both))
+        for section, kind, found in _planned(reading, style)
+    ]
 
 
 def _planned(reading: Reading, style: Style) -> Iterator[tuple[Section, Kind, Sequence[Finding]]]:
@@ -61,7 +73,12 @@ def _planned(reading: Reading, style: Style) -> Iterator[tuple[Section, Kind, Se
         if one.is_abnormal and hedge_of(one) == "unlikely":
             yield "Findings", "unlikely", [one]
     if style.normals:
-        absent = [one for one in images if one.presence == "absent" and hedge_of(one) == "absent"]
+        both = _absent_on_both(reading)
+        absent = [
+            one.model_copy(update={"side": "not_applicable"}) if one.id in both else one
+            for one in images
+            if one.presence == "absent" and hedge_of(one) == "absent" and one.id not in both.values()
+        ]
         without_side = [one for one in absent if one.side not in ("right", "left")]
         for some in _batches(without_side):
             yield "Findings", "absent", some
@@ -79,6 +96,20 @@ def _planned(reading: Reading, style: Style) -> Iterator[tuple[Section, Kind, Se
             yield "Findings", "not_assessed", some
     for one in sorted(filter(belongs_in_impression, images), key=lambda one: -WEIGHTS[one.urgency]):
         yield "Impression", "impression" if is_positive(one) else "not_assessed", [one]
+
+
+def _absent_on_both(reading: Reading) -> dict[str, str]:
+    """The id of every right finding that is absent, as its left one is, with the id of that."""
+    absent = {
+        (one.source, one.name, one.side): one.id
+        for one in reading.findings
+        if one.origin == "image" and one.presence == "absent" and hedge_of(one) == "absent"
+    }
+    return {
+        id: absent[source, name, "left"]
+        for (source, name, side), id in absent.items()
+        if side == "right" and (source, name, "left") in absent
+    }
 
 
 def is_positive(finding: Finding) -> bool:

@@ -351,7 +351,8 @@ def _compare(parsed: Parsed, findings: Sequence[Finding], *, has_prior: bool, ha
         if not same:
             problems.append(Problem("unsupported", mention.text))
             continue
-        least = min((differences(mention, one) for one in same), key=len)
+        nowhere = _is_nowhere(same)
+        least = min((differences(mention, one, nowhere=nowhere) for one in same), key=len)
         problems += [Problem(kind, f"{mention.text}: {detail}") for kind, detail in least]
     return problems
 
@@ -362,20 +363,26 @@ def _unsaid(parsed: Sequence[Parsed], findings: Sequence[Finding]) -> list[Probl
     problems = []
     for finding in findings:
         own = [mention for mention in mentions if mention.finding == finding.name.lower()]
-        if not any(not differences(mention, finding) for mention in own):
+        nowhere = _is_nowhere([one for one in findings if one.name == finding.name])
+        if not any(not differences(mention, finding, nowhere=nowhere) for mention in own):
             problems.append(Problem("omission", f"{finding.name} ({finding.side})"))
     return problems
 
 
-def differences(mention: Mention, finding: Finding) -> list[tuple[Kind, str]]:
-    """Everything in which a mention contradicts a finding of its name."""
+def _is_nowhere(findings: Sequence[Finding]) -> bool:
+    return all(one.presence == "absent" for one in findings)
+
+
+def differences(mention: Mention, finding: Finding, *, nowhere: bool = False) -> list[tuple[Kind, str]]:
+    """Everything in which a mention contradicts a finding of its name. What is `nowhere` may be denied without a side."""
     found: list[tuple[Kind, str]] = []
     hedge = hedge_of(finding)
     unsure = ("likely", "possible", "unlikely")
     if mention.hedge != hedge:
         both_unsure = mention.hedge in (*unsure, "stated") and hedge in (*unsure, "stated")
         found.append(("hedge" if both_unsure else "negation", f"{mention.hedge} instead of {hedge}"))
-    if _side_is_wrong(mention, finding):
+    denied = nowhere and mention.hedge == "absent" and mention.side in (None, "bilateral")
+    if not denied and _side_is_wrong(mention, finding):
         found.append(("side", f"{mention.side} instead of {finding.side}"))
     if mention.places and finding.anatomy in words.PLACES and finding.anatomy not in mention.places:
         found.append(("anatomy", f"{', '.join(sorted(mention.places))} instead of {finding.anatomy}"))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from foundation.checkpoint import read_about
 from foundation.errors import InputError
-from foundation.findings import Finding, Reading
+from foundation.findings import Reading
 from foundation.study import Study
 from heads.base import model_folders
 from heads.report import SECTIONS, Draft, Sentence
@@ -167,7 +167,7 @@ def _worded(
                     given += 1
     for at in range(given, len(statements)):
         statement = statements[at]
-        plain = Sentence(statement.section, statement_text(statement), ids_of(statement.findings), note=why.get(at))
+        plain = Sentence(statement.section, statement_text(statement), statement.finding_ids, note=why.get(at))
         yield done.get(at, plain)
 
 
@@ -182,8 +182,4 @@ def checked(text: str, statement: Statement, writer: str) -> tuple[Sentence | No
     problems = verify_sentence(filled, statement.findings, has_prior=statement.prior is not None)
     if problems:
         return None, f"{problems[0].kind}, {problems[0].text}"
-    return Sentence(statement.section, filled, ids_of(statement.findings), writer), ""
-
-
-def ids_of(findings: Sequence[Finding]) -> tuple[str, ...]:
-    return tuple(one.id for one in findings)
+    return Sentence(statement.section, filled, statement.finding_ids, writer), ""

@@ -74,7 +74,7 @@ def test_any_family_is_loaded_and_its_nonsense_ends_in_a_true_report(tmp_path: P
 
 def test_a_few_steps_of_lora_learn_and_are_loaded_again(tmp_path: Path):
     base = save_model(tmp_path / "base", "llama")
-    training = TrainingConfig(steps=3, batch_size=1, learning_rate=1e-2, warmup_steps=1, precision="fp32", log_every=1)
+    training = TrainingConfig(steps=8, batch_size=1, learning_rate=1e-2, warmup_steps=1, precision="fp32", log_every=1)
     result = train_folder(base, FolderConfig(training=training, rank=4), tmp_path / "run", on_start=lambda _: None)
     assert result.records[-1]["loss"] < result.records[0]["loss"]
     fitted, plain = FolderWriter.load(tmp_path / "run" / "model"), FolderWriter.load(base)

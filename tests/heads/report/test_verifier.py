@@ -7,14 +7,23 @@ from collections import Counter
 import pytest
 from numpy.random import default_rng
 
-from foundation.findings import Finding, Measurement
+from foundation.findings import Finding, Measurement, Reading, SeriesSummary
 from heads.report.perturb import KINDS, perturb
 from heads.report.phrasing import cohort_report
 from heads.report.plan import Statement
 from heads.report.slots import fill
 from heads.report.templates import draft
 from heads.report.verifier import parse, sentences_of, verify, verify_sentence
-from tests.heads.report.making import imagined, style_of
+from heads.report.writing import write_report
+from tests.heads.report.making import Reader, imagined, style_of
+
+
+@pytest.fixture
+def tiny_reading() -> Reading:
+    series = SeriesSummary(
+        name="t1", contrast="T1w", shape=(1, 1, 1), spacing_mm=(1, 1, 1), orientation="RAS", side_is_known=True, acquisition={}
+    )  # fmt: skip
+    return Reading(subject="s", series=(series,))
 
 
 def one(text: str):
@@ -190,3 +199,22 @@ def test_a_side_that_was_not_found_says_nothing_of_the_other(there: str):
     assert {one.side: one.hedge for one in parse(text).mentions} == {
         "right": "stated" if there == "right" else "absent", "left": "stated" if there == "left" else "absent"
     }  # fmt: skip
+
+
+def absent(side: str, name: str = "oedema", presence: str = "absent") -> Finding:
+    return Finding(
+        id=f"m.{name}.{side}", name=name, anatomy="brain", side=side, presence=presence, abnormal=True, source="m"
+    )  # pyright: ignore[reportArgumentType]
+
+
+def test_what_is_on_no_side_is_denied_once_and_for_both(tiny_reading: Reading):
+    pair = (absent("right"), absent("left"), absent("right", "plaque"), absent("left", "plaque"))
+    reading = tiny_reading.model_copy(update={"findings": pair})
+    said = [one for one in write_report(reading, [Reader()]).sentences if one.section == "Findings"]
+    assert len(said) == 1 and set(said[0].finding_ids) == {one.id for one in pair}
+    assert verify("FINDINGS\nNo oedema or plaque is seen.", reading) == []
+    # On one side it is there: a denial of no side is then none of the other.
+    mixed = tiny_reading.model_copy(update={"findings": (absent("right"), absent("left", presence="present"))})
+    assert {one.kind for one in verify("FINDINGS\nNo oedema is seen.", mixed)} >= {"side", "omission"}
+    ids = [one.finding_ids for one in write_report(mixed, [Reader()]).sentences if one.section == "Findings"]
+    assert sorted(ids) == [("m.oedema.left",), ("m.oedema.right",)]
