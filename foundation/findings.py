@@ -129,7 +129,7 @@ class Finding(Config):
     @property
     def is_abnormal(self) -> bool:
         """Whether being present is abnormal in itself."""
-        return self.abnormal if self.abnormal is not None else ABNORMAL.search(self.name) is not None
+        return is_abnormal_name(self.name) if self.abnormal is None else self.abnormal
 
     @property
     def urgency(self) -> Urgency:
@@ -146,6 +146,11 @@ class Finding(Config):
     def measured(self, name: str) -> float | None:
         """The value of the measurement called `name`, None if it was not made."""
         return next((one.value for one in self.measurements if one.name == name), None)
+
+
+def is_abnormal_name(name: str) -> bool:
+    """Whether what is called so is abnormal by being there, where nobody said: by its words, or because it is a known term."""
+    return ABNORMAL.search(name) is not None or term_of(name) is not None
 
 
 class Structure(Config):
@@ -380,7 +385,7 @@ def measure_structures(
         else:
             sides = {"right": first, "left": second}
         shared = _asymmetry(structure, list(sides.values()))
-        is_abnormal = structure.abnormal if structure.abnormal is not None else ABNORMAL.search(structure.name)
+        is_abnormal = is_abnormal_name(structure.name) if structure.abnormal is None else structure.abnormal
         looks = signal_of(shown == structure.value, series) if is_abnormal else None
         pieces = _pieces(shown, series, structure, midline if structure.paired else None) if count_pieces else ((), ())
         for (side, tally), own in zip(sides.items(), pieces, strict=False):

@@ -21,7 +21,7 @@ from pydicom.sr.codedict import codes
 
 from ehr.output import DRAFT, Standing
 from foundation.errors import InputError
-from foundation.findings import ABNORMAL, Finding, Structure
+from foundation.findings import Finding, Structure, is_abnormal_name
 from foundation.reading.dicom.headers import slices_of
 from foundation.reading.dicom.volumes import affine_of_plane
 from foundation.study import DicomSource, Series
@@ -125,7 +125,7 @@ def _on_frames(pictures: np.ndarray, headers: Sequence[Any], source: DicomSource
 
 
 def _segment(number: int, structure: Structure, model: str, weights: str) -> Any:
-    is_disease = structure.abnormal if structure.abnormal is not None else ABNORMAL.search(structure.name) is not None
+    is_disease = is_abnormal_name(structure.name) if structure.abnormal is None else structure.abnormal
     return highdicom.seg.SegmentDescription(
         segment_number=number,
         segment_label=structure.name[:64],

@@ -246,7 +246,8 @@ def _clause(finding: Finding) -> str:
     if finding.probability is not None:
         calibrated = "calibrated" if finding.is_calibrated else "not calibrated"
         parts.append(f"probability {finding.probability:.2f}, {calibrated}")
-    parts += [_measured(one) for one in finding.measurements if one.name not in ("volume", "asymmetry")]
+    if finding.presence != "absent":  # that there are none of it was said
+        parts += [_measured(one) for one in finding.measurements if one.name not in ("volume", "asymmetry")]
     parts += [f"{one.signal} on {CONTRAST_WORDS[one.contrast]}" for one in finding.signals]
     if finding.change:
         parts.append(_CHANGED[finding.change])

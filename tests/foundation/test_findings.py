@@ -20,10 +20,12 @@ from foundation.findings import (
     SeriesSummary,
     Structure,
     finding_id,
+    is_abnormal_name,
     measure_structures,
     not_assessed,
 )
 from foundation.study import Acquisition, Series
+from foundation.terms import TERMS
 
 STRUCTURES = (
     Structure(value=1, name="hippocampus", paired=True),
@@ -270,3 +272,8 @@ def test_how_a_lesion_looks_is_measured_against_what_surrounds_it():
         [looks] = found["test.lesion.right"].signals
         assert looks.signal == signal and looks.ratio == pytest.approx(factor)
         assert found["test.lesion.left"].signals == () and found["test.hippocampus.right"].signals == ()
+
+
+def test_a_known_term_is_abnormal_by_its_name_alone() -> None:
+    assert all(is_abnormal_name(name) for name in TERMS)
+    assert not any(is_abnormal_name(name) for name in ("hippocampus", "lateral ventricle", "cerebral white matter"))
