@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from foundation.findings import Finding, Reading
 from foundation.terms import WEIGHTS, term_of
 from heads.report.plan import Style, is_positive, must_be_said
-from heads.report.verifier import LOOKS, Mention, differences, parse, sentences_of, split_sections, verify
+from heads.report.verifier import LOOKS, Mention, differences, is_nowhere, parse, sentences_of, split_sections, verify
 
 _NAMES = ("said", "said_right", "there", "there_found")
 Key = tuple[str, str]  # a finding's name and side
@@ -74,9 +74,9 @@ def faithfulness(text: str, claims: Reading, style: Style | None = None) -> Coun
     style = style or Style()
     images = [one for one in claims.findings if one.origin == "image"]
     mentions = mentions_in(text, [one.name for one in images])
-    right = [mention for mention in mentions if _is_right(mention, images)]
+    right = [mention for mention in mentions if _is_right(mention, images, images)]
     needed = [one for one in images if must_be_said(one, style)]
-    found = [one for one in needed if any(_is_right(mention, [one]) for mention in mentions)]
+    found = [one for one in needed if any(_is_right(mention, [one], images) for mention in mentions)]
     return Counts(len(mentions), len(right), len(needed), len(found))
 
 
@@ -194,5 +194,9 @@ def _weight(name: str) -> float:
     return WEIGHTS[term.urgency] if term else WEIGHTS["actionable"]
 
 
-def _is_right(mention: Mention, findings: Sequence[Finding]) -> bool:
-    return any(one.name.lower() == mention.finding and not differences(mention, one) for one in findings)
+def _is_right(mention: Mention, findings: Sequence[Finding], images: Sequence[Finding]) -> bool:
+    """Whether it says one of the findings; `images` are all that there are."""
+    nowhere = is_nowhere([one for one in images if one.name.lower() == mention.finding])
+    return any(
+        one.name.lower() == mention.finding and not differences(mention, one, nowhere=nowhere) for one in findings
+    )

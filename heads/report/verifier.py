@@ -298,7 +298,14 @@ def verify_sentence(text: str, findings: Sequence[Finding], *, has_prior: bool) 
         missing = [one for one in record if one.name.lower() not in text.lower()]
         return [Problem("omission", one.name) for one in missing]
     parsed = parse(text, [one.name for one in findings])
-    return [*_compare(parsed, findings, has_prior=has_prior, has_record=False), *_unsaid([parsed], findings)]
+    denied = [mention.finding for mention in parsed.mentions if mention.hedge == "absent"]
+    named = [one.name.lower() for one in findings]
+    twice = {name for name in denied if denied.count(name) > max(1, named.count(name))}
+    return [
+        *(Problem("unsupported", f"{name}, denied twice") for name in sorted(twice)),
+        *_compare(parsed, findings, has_prior=has_prior, has_record=False),
+        *_unsaid([parsed], findings),
+    ]
 
 
 def verify(text: str, reading: Reading, style: Style | None = None) -> list[Problem]:
@@ -351,7 +358,7 @@ def _compare(parsed: Parsed, findings: Sequence[Finding], *, has_prior: bool, ha
         if not same:
             problems.append(Problem("unsupported", mention.text))
             continue
-        nowhere = _is_nowhere(same)
+        nowhere = is_nowhere(same)
         least = min((differences(mention, one, nowhere=nowhere) for one in same), key=len)
         problems += [Problem(kind, f"{mention.text}: {detail}") for kind, detail in least]
     return problems
@@ -363,13 +370,13 @@ def _unsaid(parsed: Sequence[Parsed], findings: Sequence[Finding]) -> list[Probl
     problems = []
     for finding in findings:
         own = [mention for mention in mentions if mention.finding == finding.name.lower()]
-        nowhere = _is_nowhere([one for one in findings if one.name == finding.name])
+        nowhere = is_nowhere([one for one in findings if one.name == finding.name])
         if not any(not differences(mention, finding, nowhere=nowhere) for mention in own):
             problems.append(Problem("omission", f"{finding.name} ({finding.side})"))
     return problems
 
 
-def _is_nowhere(findings: Sequence[Finding]) -> bool:
+def is_nowhere(findings: Sequence[Finding]) -> bool:
     return all(one.presence == "absent" for one in findings)
 
 

@@ -79,3 +79,10 @@ def test_both_sides_are_one_finding_however_they_were_claimed_and_unknown_names_
     assert correctness("FINDINGS\nA plaque on the right. A plaque on the left.\n", truth) == Counts(1, 1, 1, 1)
     asked = only(reading(finding("plaque", "bilateral"), finding("tumour")), {"plaque", "blob"})
     assert [one.name for one in asked.findings] == ["plaque"]
+
+
+def test_a_denial_of_no_side_is_faithful_to_both_sides_and_to_no_lesion() -> None:
+    nowhere = reading(finding("oedema", "right", "absent"), finding("oedema", "left", "absent"))
+    assert faithfulness("FINDINGS\nNo oedema is seen.", nowhere) == Counts(1, 1, 2, 2)
+    left = reading(finding("oedema", "right", "absent"), finding("oedema", "left"))
+    assert faithfulness("FINDINGS\nNo oedema is seen.", left).said_right == 0

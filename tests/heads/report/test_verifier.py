@@ -203,7 +203,13 @@ def test_a_side_that_was_not_found_says_nothing_of_the_other(there: str):
 
 def absent(side: str, name: str = "oedema", presence: str = "absent") -> Finding:
     return Finding(
-        id=f"m.{name}.{side}", name=name, anatomy="brain", side=side, presence=presence, abnormal=True, source="m"
+        id=f"m.{name}.{side}".replace("_", "-"),
+        name=name,
+        anatomy="brain",
+        side=side,
+        presence=presence,
+        abnormal=True,
+        source="m",
     )  # pyright: ignore[reportArgumentType]
 
 
@@ -218,3 +224,10 @@ def test_what_is_on_no_side_is_denied_once_and_for_both(tiny_reading: Reading):
     assert {one.kind for one in verify("FINDINGS\nNo oedema is seen.", mixed)} >= {"side", "omission"}
     ids = [one.finding_ids for one in write_report(mixed, [Reader()]).sentences if one.section == "Findings"]
     assert sorted(ids) == [("m.oedema.left",), ("m.oedema.right",)]
+
+
+def test_a_finding_is_denied_once_in_a_sentence():
+    findings = [absent("not_applicable", "tumour"), absent("not_applicable", "oedema")]
+    assert verify_sentence("No mass or oedema is seen.", findings, has_prior=False) == []
+    [problem] = verify_sentence("No mass, intra-axial mass or oedema is seen.", findings, has_prior=False)
+    assert (problem.kind, problem.text) == ("unsupported", "tumour, denied twice")
