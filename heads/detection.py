@@ -139,7 +139,8 @@ class Head(segmentation.Head):
         summary = super().summarise(
             [dict(zip(plain, values, strict=True)) for values in zip(*plain.values(), strict=True)]
         )
-        for structure in (*self.config.structures, *self.config.kinds):
+        known = [one for one in (*self.config.structures, *self.config.kinds) if f"lesions {one.name}" in cases[0]]
+        for structure in known:
             there, said, found, true = (
                 np.array([case[f"{what} {structure.name}"] for case in cases])
                 for what in ("lesions", "said", "found", "true")

@@ -144,6 +144,8 @@ NOT_ASSESSED = re.compile(
 
 # Of something that is there: neither is it unassessed, nor is a side in the reason its own.
 SIDE_UNKNOWN = re.compile(r"\bside not assessed(?: \([^)]*\))?")
+# Of what is too small to count: the number is a rule's and no measurement.
+RULE = re.compile(r"\bless than [\d.]+ ml counts as absent")
 
 WHEN = r"(?:(?:the )?(?:prior|previous|earlier|last)(?: \w+)?|§+|\d{4}-\d\d-\d\d)"
 CHANGES = {

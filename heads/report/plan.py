@@ -20,6 +20,8 @@ from heads.report.hedging import hedge_of
 
 Kind = Literal["present", "unlikely", "absent", "not_assessed", "anatomy", "impression", "history"]
 MOST_TOGETHER = 4  # names in one sentence
+# What is said of no side has the few voxels of none.
+NOWHERE = {"side": "not_applicable", "measurements": (), "pieces": (), "note": None}
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def _planned(reading: Reading, style: Style) -> Iterator[tuple[Section, Kind, Se
     if style.normals:
         both = _absent_on_both(reading)
         absent = [
-            one.model_copy(update={"side": "not_applicable"}) if one.id in both else one
+            one.model_copy(update=NOWHERE) if one.id in both else one
             for one in images
             if one.presence == "absent" and hedge_of(one) == "absent" and one.id not in both.values()
         ]

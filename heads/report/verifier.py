@@ -72,7 +72,9 @@ def sentences_of(text: str) -> list[str]:
 
 def parse(sentence: str, names: Sequence[str] = ()) -> Parsed:
     """The claims of one sentence; `names` are findings to look for besides those of the lexicon, spelt as they are."""
-    text = words.SIDE_UNKNOWN.sub(lambda match: " " * len(match[0]), _unquoted(sentence).lower())
+    text = _unquoted(sentence).lower()
+    for pattern in (words.SIDE_UNKNOWN, words.RULE):
+        text = pattern.sub(lambda match: " " * len(match[0]), text)
     contrasts: list[tuple[int, str]] = []
     for contrast, pattern in words.CONTRASTS.items():
         for match in _compiled(pattern).finditer(text):
@@ -180,7 +182,8 @@ def _with_ellipses(clause: str, spans: list[tuple[int, int, str]]) -> list[tuple
     """'the right hippocampus measures 3 ml and the left 4 ml' names the hippocampus twice."""
     more = []
     for match in re.finditer(
-        r"(?:[;,]|\band)\s+(?:the )?(?=(?:right|left|midline)\s+(?:\d|not\b|uncertain|[a-z ]{0,30}\d))", clause
+        r"(?:[;,]|\band)\s+(?:the )?(?=(?:right|left|midline)\s+(?:\d|not\b|uncertain|[a-z ]{0,30}\d))",
+        clause,
     ):
         before = [span for span in spans if span[1] <= match.start()]
         after = [span for span in spans if span[0] >= match.end()]

@@ -26,10 +26,12 @@ SMALLER: dict[str, dict[str, Any]] = {
         "channels": [4, 8, 8],
         "bottleneck": 16,
     },
-    "detection": {
+    "detection": {  # with kinds: tests/heads/test_kinds.py
         "structures": [{"value": 1, "name": "core", "paired": False}],
         "channels": [4, 8, 8],
         "bottleneck": 16,
+        "kinds": [],
+        "together": [],
     },
     "prognosis": {
         "record": None,

@@ -231,3 +231,15 @@ def test_a_finding_is_denied_once_in_a_sentence():
     assert verify_sentence("No mass or oedema is seen.", findings, has_prior=False) == []
     [problem] = verify_sentence("No mass, intra-axial mass or oedema is seen.", findings, has_prior=False)
     assert (problem.kind, problem.text) == ("unsupported", "tumour, denied twice")
+
+
+def test_what_is_too_small_to_count_is_no_number_of_a_finding(tiny_reading: Reading):
+    volume = Measurement(name="volume", value=0.056, unit="ml", method="counted")
+    small = absent("right").model_copy(update={"measurements": (volume,), "note": "less than 0.3 ml counts as absent"})
+    there = absent("left", presence="present").model_copy(
+        update={"measurements": (volume.model_copy(update={"value": 2.0}),)}
+    )
+    for pair in ((small, absent("left")), (small, there)):
+        reading = tiny_reading.model_copy(update={"findings": pair})
+        assert verify(draft(reading).text(), reading) == []
+        assert verify(write_report(reading, [Reader()]).text(), reading) == []
