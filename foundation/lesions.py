@@ -35,16 +35,23 @@ class Matches:
 def pieces_of(mask: Bool[np.ndarray, "x y z"], affine: np.ndarray, *, least_ml: float = 0.0) -> Pieces:
     """Pieces smaller than `least_ml` are left out; `affine` takes voxels to patient mm."""
     voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
-    found = np.zeros(mask.shape, dtype=np.int32)
-    number = int(ndimage.label(mask, TOUCHING, output=found))  # pyright: ignore[reportArgumentType]
+    numbers = np.zeros(mask.shape, dtype=np.int32)
+    boxes = ndimage.find_objects(mask.astype(np.uint8))
+    if not boxes:
+        return Pieces(numbers, (), ())
+    box = boxes[0]  # a few lesions in a whole head: what lies around them is not looked at
+    found = np.zeros(mask[box].shape, dtype=np.int32)
+    number = int(ndimage.label(mask[box], TOUCHING, output=found))  # pyright: ignore[reportArgumentType]
     sizes = np.bincount(found.ravel(), minlength=number + 1)[1:] * voxel_ml
     kept = np.flatnonzero(sizes >= least_ml)
     kept = kept[np.argsort(-sizes[kept], kind="stable")]
     new = np.zeros(number + 1, dtype=np.int32)
     new[kept + 1] = np.arange(1, len(kept) + 1)
-    numbers = new[found]
-    centres = ndimage.center_of_mass(numbers > 0, numbers, range(1, len(kept) + 1)) if len(kept) else []
-    places = [apply_affine(affine, centre) for centre in centres]
+    inside = new[found]
+    numbers[box] = inside
+    corner = [one.start for one in box]
+    centres = ndimage.center_of_mass(inside > 0, inside, range(1, len(kept) + 1)) if len(kept) else []
+    places = [apply_affine(affine, np.add(centre, corner)) for centre in centres]
     return Pieces(
         numbers,
         tuple(float(size) for size in sizes[kept]),
