@@ -36,10 +36,17 @@ def hurt(data: bytearray, rng: Generator, most: int = 4000) -> None:
     if not data:
         return
     kind, at = int(rng.integers(6)), int(rng.integers(min(len(data), most) if rng.random() < 0.8 else len(data)))
+    if kind == 1:
+        data[at : at + 4] = struct.pack("<q", int(rng.choice(TELLING_INTS)))[:4]
+    else:
+        _strike(data, kind, at, rng)
+
+
+def _strike(data: bytearray, kind: int, at: int, rng: Generator) -> None:
+    """What befalls bytes of any format: a bit, two bytes, the end, some lost, some twice. 1 is a number, which formats write each
+    in their own way."""
     if kind == 0:
         data[at] ^= 1 << int(rng.integers(8))
-    elif kind == 1:
-        data[at : at + 4] = struct.pack("<q", int(rng.choice(TELLING_INTS)))[:4]
     elif kind == 2:
         data[at : at + 2] = rng.bytes(2)
     elif kind == 3:
@@ -168,18 +175,10 @@ def damage_dicom(content: bytes, rng: Generator) -> bytes:
         if rng.random() < 0.8:
             at = int(rng.integers(128, max(129, min(len(data), 4000))))
         at = min(at, max(0, len(data) - 8))
-        if kind == 0:
-            data[at] ^= 1 << int(rng.integers(8))
-        elif kind == 1:
+        if kind == 1:
             data[at : at + 4] = struct.pack("<I", int(rng.choice([0, 1, 2**16, 2**31 - 1, 2**32 - 2, 2**32 - 1])))
-        elif kind == 2:
-            data[at : at + 2] = rng.bytes(2)
-        elif kind == 3:
-            del data[int(rng.integers(len(data) // 2, len(data))) :]
-        elif kind == 4:
-            del data[at : at + int(rng.integers(1, 64))]
-        elif kind == 5:
-            data[at:at] = data[at : at + int(rng.integers(1, 64))]
+        elif kind <= 5:
+            _strike(data, kind, at, rng)
         elif kind == 6:
             depth = int(rng.integers(1, 400))
             data[at:at] = b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff" * depth

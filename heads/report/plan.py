@@ -8,7 +8,7 @@ then what is not, then anatomy, then what nobody could assess; Impression repeat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
@@ -59,11 +59,13 @@ def plan(reading: Reading, style: Style | None = None) -> list[Statement]:
     both = _absent_on_both(reading)
     return [
         Statement(section, kind, tuple(found), prior, tuple(both[one.id] for one in found if one.id in both))
-        for section, kind, found in _planned(reading, style)
+        for section, kind, found in _planned(reading, style, both)
     ]
 
 
-def _planned(reading: Reading, style: Style) -> Iterator[tuple[Section, Kind, Sequence[Finding]]]:
+def _planned(
+    reading: Reading, style: Style, nowhere: Mapping[str, str]
+) -> Iterator[tuple[Section, Kind, Sequence[Finding]]]:
     record = [one for one in reading.findings if one.origin == "record"]
     images = [one for one in reading.findings if one.origin == "image"]
     for some in _batches(record):
@@ -75,11 +77,10 @@ def _planned(reading: Reading, style: Style) -> Iterator[tuple[Section, Kind, Se
         if one.is_abnormal and hedge_of(one) == "unlikely":
             yield "Findings", "unlikely", [one]
     if style.normals:
-        both = _absent_on_both(reading)
         absent = [
-            one.model_copy(update=NOWHERE) if one.id in both else one
+            one.model_copy(update=NOWHERE) if one.id in nowhere else one
             for one in images
-            if one.presence == "absent" and hedge_of(one) == "absent" and one.id not in both.values()
+            if one.presence == "absent" and hedge_of(one) == "absent" and one.id not in nowhere.values()
         ]
         without_side = [one for one in absent if one.side not in ("right", "left")]
         for some in _batches(without_side):
