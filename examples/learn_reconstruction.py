@@ -1,6 +1,6 @@
 """A learned reconstruction, trained on synthetic heads: python -m examples.learn_reconstruction OUT
 
-    python -m examples.learn_reconstruction runs/reconstruction              1,200 steps of three slices at 2 mm
+    python -m examples.learn_reconstruction runs/reconstruction              2,600 steps of three slices at 2 mm
     python -m examples.learn_reconstruction runs/smoke --smoke               minutes: small, coarse, 150 steps
     python -m examples.learn_reconstruction runs/compare --compare told untold unet        what its parts are worth
 
@@ -19,8 +19,8 @@ from heads.reconstruction.training import TrainReconstructionConfig, train_recon
 
 SMALL = UnrolledConfig(cascades=3, channels=12)
 BESIDE = {
-    "told": UnrolledConfig(),
-    "untold": UnrolledConfig(context=False),
+    "told": UnrolledConfig(cascades=6),
+    "untold": UnrolledConfig(cascades=6, context=False),
     "unet": UnrolledConfig(unrolled=False, cascades=1, channels=28),
 }
 

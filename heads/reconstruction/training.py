@@ -54,11 +54,11 @@ class TrainReconstructionConfig(Config):
     `beside` are other networks that learn from the same scans in the same steps, to compare with.
     """
 
-    network: UnrolledConfig = UnrolledConfig(encoder=EncoderConfig(width=64, depth=2), encoder_rate=0.3)
+    network: UnrolledConfig = UnrolledConfig(cascades=6, encoder=EncoderConfig(width=64, depth=2), encoder_rate=0.3)
     beside: dict[str, UnrolledConfig] = Field(default_factory=dict)
     start: Path | None = None
     training: TrainingConfig = TrainingConfig(
-        steps=1200,
+        steps=2600,
         batch_size=1,
         learning_rate=2e-3,
         warmup_steps=30,
@@ -67,8 +67,8 @@ class TrainReconstructionConfig(Config):
         ema_decay=0.99,
         checkpoint_every=50,
     )
-    cohort: StreamConfig = StreamConfig(subjects=24, contrasts=("T1w", "T2w", "FLAIR"), missing_series=0.0)
-    variants: Annotated[int, Field(ge=1)] | None = 5
+    cohort: StreamConfig = StreamConfig(subjects=48, contrasts=("T1w", "T2w", "FLAIR"), missing_series=0.0)
+    variants: Annotated[int, Field(ge=1)] | None = 6
     num_slices: Annotated[int, Field(ge=1)] = 3
     slices_a_step: Annotated[int, Field(ge=1)] = 3
     num_coils: tuple[int, int] = (4, 8)
