@@ -6,7 +6,9 @@
 
 Every task is scored on patients of the usual family and on some of the one held apart, which has other fields, times, lesion
 shapes and thicker slices. The start is the backbone that comes with Larmor, which has seen synthetic T1w heads of other anatomy.
-Nothing here is evidence about people. Stopped, it continues.
+Nothing here is evidence about people, but for some columns: with `--plaques FOLDER`, the lesions of real patients with
+multiple sclerosis whose images lie there (examples/plaques.py), outlined by what was fitted on the synthetic ones. Stopped, it
+continues.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from examples.plaques import plaque_rows
 from examples.real import CONFIGS
 from finetune.baselines import linear_map
 from finetune.compare import Comparison, compare, head_of, read_test_studies
@@ -44,6 +47,7 @@ START = EMBEDDED / "brain-structures"
 FAMILY = "family"  # the target that says which family a patient is of
 NUM_SUBJECTS = {"usual": 200, "shifted": 60}
 SPLITS = {"usual": {"train": 0.7, "test": 0.3}, "shifted": {"test": 1.0}}
+REAL = "real plaques"  # the family of people
 NOTE = "Synthetic patients, no evidence about people."
 
 Bounds = dict[str, dict[str, Interval]]  # by family, then by figure
@@ -66,12 +70,15 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--only", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--plaques", type=Path, metavar="FOLDER", help="real patients, as further tests of `lesion`")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="what else differs in the configs")
     arguments = parser.parse_args()
     began = time.perf_counter()
     try:
         manifest = write_families(arguments.out / "cohort")
         for name in arguments.only:
+            if name == "lesion" and arguments.plaques is not None:
+                manifest = with_plaques(manifest, arguments.plaques)
             print(f"\n{measure(name, manifest, arguments.out / name, arguments.seeds, arguments.set)}\n")
     except InputError as error:
         print(f"cohort_tasks: {error}", file=sys.stderr)
@@ -102,6 +109,13 @@ def write_families(folder: Path) -> Path:
             rows.append(row.model_copy(update=moved))
     write_manifest(folder / "manifest.jsonl", rows)
     return folder / "manifest.jsonl"
+
+
+def with_plaques(manifest: Path, source: Path) -> Path:
+    """The same collection with real patients in its test split."""
+    rows = [*read_manifest(manifest).rows, *plaque_rows(source, manifest.parent, family=REAL)]
+    write_manifest(manifest.with_name("manifest-plaques.jsonl"), rows)
+    return manifest.with_name("manifest-plaques.jsonl")
 
 
 def measure(name: str, manifest: Path, folder: Path, seeds: Sequence[int], overrides: Sequence[str]) -> str:
@@ -141,7 +155,7 @@ def table(found: Comparison, task: Task, bounds: Bounds) -> str:
         ),
     ]
     if bounds:
-        cells = [str(bounds[family][figure]) if figure in bounds[family] else "" for family, figure in columns]
+        cells = [str(bounds.get(family, {}).get(figure, "")) for family, figure in columns]
         lines.append(f"| {task.bound_words} | {' | '.join(cells)} |")
     else:
         lines += ["", f"Bound: {task.bound_words}."]
@@ -184,7 +198,7 @@ def grids_bound(config: FinetuneConfig, collection: Collection) -> Bounds:
     """Every test head against itself made on another grid, half a voxel apart, at the cohort's spacing."""
     head = head_of(config)
     assert isinstance(head, detection.Head)
-    tested = collection.split("test")
+    tested = [row for row in collection.split("test") if row.targets[FAMILY] in NUM_SUBJECTS]
     cases: dict[str, list[dict[str, float]]] = {}
     with progress(total=len(tested), label="heads on another grid", unit="head") as bar:
         for row in tested:

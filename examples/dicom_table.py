@@ -84,14 +84,14 @@ def corner_mm(series: Series, references: Sequence[nib.Nifti1Image]) -> float | 
     errors = [
         corner_error_mm(series.affine, series.shape, image.affine, image.shape)
         for image in references
-        if _is_of(series, image)
+        if image.affine is not None and _is_of(series, image)
     ]
     return min(errors) if errors else None
 
 
 def _is_of(series: Series, image: nib.Nifti1Image) -> bool:
     """Whether a reference, or one of its time points, has this series' voxels in this order."""
-    if image.shape[:3] != series.shape or image.get_data_dtype().names:
+    if image.shape[:3] != series.shape or np.dtype(image.get_data_dtype()).names:
         return False
     data = np.asarray(image.dataobj, np.float64).reshape(*series.shape, -1)
     return any(_correlation(series.voxels, data[..., t]) > SAME for t in range(data.shape[3]))

@@ -111,7 +111,7 @@ def main() -> None:
     lines, record = ["| scan | kept | method | NMSE | PSNR | SSIM |", "|---|---|---|---|---|---|"], {}
     for name, read in complete_scans(chosen.data).items():
         raw = read()
-        jobs = [
+        jobs: list[tuple[str, Sequence[str], Undersampling]] = [
             (f"{name}, R = {acceleration}", ACCELERATED, Undersampling(acceleration, "random", seed=SEED))
             for acceleration in (4, 8)
         ]

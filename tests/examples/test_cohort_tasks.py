@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from examples import cohort_tasks
+from finetune.compare import head_of
+from finetune.samples import read_labelled
 from foundation.reading.collection import read_manifest
 
 FEW = {"usual": 7, "shifted": 3}
@@ -48,6 +50,17 @@ def test_a_task_is_measured_with_its_bound(name: str, manifest: Path, tmp_path: 
         assert 0.2 < bounds["usual"]["dice where there is lesion"].mean < 1
     if name == "diagnoses":
         assert bounds["usual"]["auroc"].mean > 0.5
+
+
+def test_real_patients_are_tests_of_their_own_family(manifest: Path, tmp_path: Path, shared_data: Path) -> None:
+    extended = cohort_tasks.with_plaques(manifest, shared_data / "ms_lesions_ljubljana")
+    people = [row for row in read_manifest(extended).rows if row.targets["family"] == cohort_tasks.REAL]
+    assert len(people) == 1 and people[0].split == "test"
+    assert [one.contrast for one in people[0].series] == ["T1w", "FLAIR", "T2w", "T1w-contrast"]
+    (reading,) = read_labelled(
+        read_manifest(extended), people, head_of(_config("lesion", extended)), (4.0,) * 3, label="r"
+    )
+    assert 1_000 < (reading.labels > 0).sum() < 100_000  # cubic millimetres
 
 
 def _config(name: str, manifest: Path):
