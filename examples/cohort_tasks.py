@@ -214,7 +214,7 @@ SHORT = ("training.warmup_steps=20", "training.ema_decay=0.98", "training.checkp
 WHOLE = ("data.spacing_mm=[4.0,4.0,4.0]", "training.batch_size=4", "training.steps=200", *SHORT)
 TASKS = {
     "diagnoses": Task(
-        ("majority", "linear", "scratch", "frozen", "lora", "full", "densenet"),
+        ("majority", "linear", "measured", "scratch", "frozen", "lora", "full", "densenet"),
         WHOLE,
         ("auroc", "balanced accuracy"),
         volumes_bound,

@@ -159,7 +159,7 @@ PARTS = {
         "brain-age.yaml",
         age,
         (5, None),
-        ("majority", "scratch", "full", "lora", "linear", "densenet"),
+        ("majority", "scratch", "full", "lora", "linear", "measured", "densenet"),
         "IXI (CC BY-SA 3.0), half of 30 heads.",
     ),
     "tumour": Part(

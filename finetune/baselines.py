@@ -4,8 +4,9 @@ Networks from random weights, trained by the same loop: for dense heads MONAI's 
 2021); for heads that answer for a whole study MONAI's DenseNet-121 (Huang et al. 2017).
 
 Without a gradient: `majority`, what the training rows say on average; `linear`, logistic or ridge regression on the frozen
-encoder's pooled features; `atlas`, the mean of the training label maps laid over the body; `threshold`, for one structure, the
-intensity of one series that best separates it in training.
+encoder's pooled features; `measured`, the same on the volumes that the models which come with Larmor measure; `atlas`, the mean
+of the training label maps laid over the body; `threshold`, for one structure, the intensity of one series that best separates
+it in training.
 """
 
 from __future__ import annotations
@@ -28,18 +29,22 @@ from foundation.preprocess import Grid, PreparedStudy, sample_at
 from foundation.study import CONTRASTS
 from foundation.tokens import Tokens
 from heads import HeadConfig, classification, head_module, quality, regression
+from heads._reading import find
 from heads._study import StudyHead
-from heads.base import Head, StudyBatch, StudySample, TaskModel
+from heads.adapters.folder import load_model
+from heads.base import EMBEDDED, Head, StudyBatch, StudySample, TaskModel
 from heads.segmentation import DenseConfig, LabelMapHead
 
 NETWORKS = ("dynunet", "densenet")
-FITTED = ("majority", "linear", "atlas", "threshold")
+FITTED = ("majority", "linear", "measured", "atlas", "threshold")
 
 FILTERS = (16, 32, 64, 128)  # nnU-Net's plan for these volumes has three halvings; it starts from 32 on a GPU
 LEAST_VOXELS = 32  # DenseNet halves five times
 ATLAS_VOXELS = 48  # along each edge of the body's box
 THRESHOLDS = np.linspace(-3, 6, 181)  # standard deviations of the normalised series
 RIDGE = 10.0  # of standardised features
+MEASURING = ("brain-structures", "lesion")  # the first says how large the brain is
+LEAST_ML, LEAST_SHARE = 1.0, 1e-4  # what is not there has a logarithm too
 ALONE = {"record": None, "members": 1}
 
 
@@ -159,7 +164,7 @@ def baseline(recipe: str, config: HeadConfig, encoder: Encoder | None) -> Baseli
             )
         made = _Linear(config, encoder)
     else:
-        made = {"majority": _Majority, "atlas": _Atlas, "threshold": _Threshold}[recipe](config)
+        made = _WITHOUT_ENCODER[recipe](config)
     if not made.does(config):
         raise InputError(
             "a baseline does the task's kind",
@@ -191,16 +196,17 @@ class _Majority(Baseline):
         return self.head.finish(self.constant)
 
 
-class _Linear(Baseline):
-    WHAT = "It answers for a whole study: classification, regression, quality."
+class _LinearMap(Baseline):
+    """Logistic or ridge regression on numbers that are known of a study."""
 
-    def __init__(self, config: HeadConfig, encoder: Encoder):
-        super().__init__(config)
-        self.look = encoder.eval()
+    WHAT = "It answers for a whole study: classification, regression, quality."
 
     @staticmethod
     def does(config: HeadConfig) -> bool:
         return _Majority.does(config)
+
+    def _features(self, prepared: PreparedStudy) -> np.ndarray:
+        raise NotImplementedError
 
     def fit(self, studies: Sequence[LabelledStudy]) -> None:
         from sklearn.preprocessing import StandardScaler
@@ -213,11 +219,6 @@ class _Linear(Baseline):
         targets = [study.targets for study in studies]
         self.maps = [linear_map(features, truth, is_class) for truth, is_class in _columns(head, targets)]
 
-    def _features(self, prepared: PreparedStudy) -> np.ndarray:
-        with torch.inference_mode():
-            found = self.look(StudyBatch.of([StudySample.of(prepared)], dense=False).tokens)
-            return torch.cat([found.registers[0].flatten(), found.tokens[0].mean(dim=0)]).float().numpy()
-
     def output_of(self, prepared: PreparedStudy, record: RecordSequence | None = None) -> Tensor:
         assert isinstance(self.head, StudyHead)
         features = self.scale.transform(self._features(prepared)[None])[0]
@@ -226,6 +227,44 @@ class _Linear(Baseline):
         if isinstance(head, regression.Head):
             return torch.tensor([said[0]], dtype=torch.float32)
         return torch.tensor([said], dtype=torch.float32)
+
+
+class _Linear(_LinearMap):
+    def __init__(self, config: HeadConfig, encoder: Encoder):
+        super().__init__(config)
+        self.look = encoder.eval()
+
+    def _features(self, prepared: PreparedStudy) -> np.ndarray:
+        with torch.inference_mode():
+            found = self.look(StudyBatch.of([StudySample.of(prepared)], dense=False).tokens)
+            return torch.cat([found.registers[0].flatten(), found.tokens[0].mean(dim=0)]).float().numpy()
+
+
+class _Measured(_LinearMap):
+    """On what the models that come with Larmor measure: how large the brain is, and how large in it each structure and kind of
+    lesion. A pooled token says little of a lesion that a mask shows."""
+
+    def __init__(self, config: HeadConfig):
+        super().__init__(config)
+        self.models = [load_model(EMBEDDED / name) for name in MEASURING]
+        heads = [one.model.head for one in self.models]
+        self.names = [(one.config.name, name) for one, head in zip(self.models, heads) for name in _measured_by(head)]
+
+    def _features(self, prepared: PreparedStudy) -> np.ndarray:
+        volumes = dict.fromkeys(self.names, 0.0)
+        for model, reading in find(self.models, prepared.study).said.items():
+            for finding in reading.findings:
+                for one in finding.measurements:
+                    if one.name == "volume" and (model, finding.name) in volumes:
+                        volumes[model, finding.name] += one.value
+        whole = sum(ml for (model, _), ml in volumes.items() if model == MEASURING[0])
+        return np.log([LEAST_ML + whole, *(LEAST_SHARE + ml / (LEAST_ML + whole) for ml in volumes.values())])
+
+
+def _measured_by(head: Head) -> list[str]:
+    """Names of the structures, and of the kinds of lesion where the head tells kinds."""
+    assert isinstance(head, LabelMapHead)
+    return [one.name for one in (*head.config.structures, *getattr(head.config, "kinds", ()))]
 
 
 def _columns(head: StudyHead, targets: Sequence[dict]) -> list[tuple[np.ndarray, bool]]:
@@ -357,3 +396,6 @@ def _dice_by_threshold(voxels: np.ndarray, body: np.ndarray, truth: np.ndarray) 
     hits = np.histogram(voxels[body & truth], edges)[0][::-1].cumsum()[::-1]
     both = counts + truth.sum()
     return np.where(both > 0, 2 * hits / np.maximum(both, 1), 1.0)
+
+
+_WITHOUT_ENCODER = {"majority": _Majority, "measured": _Measured, "atlas": _Atlas, "threshold": _Threshold}

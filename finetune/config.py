@@ -12,7 +12,9 @@ from foundation.encoder import Size
 from foundation.training import TrainingConfig
 from heads import HeadConfig, parse_head
 
-Recipe = Literal["scratch", "frozen", "lora", "full", "dynunet", "densenet", "majority", "linear", "atlas", "threshold"]
+Recipe = Literal[
+    "scratch", "frozen", "lora", "full", "dynunet", "densenet", "majority", "linear", "measured", "atlas", "threshold"
+]
 
 
 class DataConfig(Config):

@@ -37,6 +37,7 @@ TITLES: dict[Recipe, str] = {
     "dynunet": "DynUNet from scratch",
     "densenet": "DenseNet from scratch",
     "linear": "linear, frozen features",
+    "measured": "linear, measured volumes",
     "atlas": "atlas",
     "threshold": "intensity threshold",
     "majority": "majority or mean",

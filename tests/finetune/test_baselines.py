@@ -9,6 +9,8 @@ import torch
 
 from finetune.baselines import FITTED, NETWORKS, Baseline, _by_contrast, baseline, network
 from finetune.samples import LabelledStudy, read_labelled
+from foundation.cohort.patient import CohortConfig
+from foundation.cohort.writing import write_cohort
 from foundation.encoder import Encoder, EncoderConfig
 from foundation.errors import InputError
 from foundation.preprocess import prepare_study
@@ -122,6 +124,26 @@ def test_the_linear_map_learns_its_rows(make_collection, encoder: Encoder, head:
     assert all(torch.equal(a, b) for a, b in zip(before, encoder.parameters(), strict=True))
 
 
+def test_what_the_shipped_models_measure_is_what_there_is(tmp_path: Path) -> None:
+    """Brains of known volumes, and a map that is learnt on them."""
+    cohort = CohortConfig(spacing_mm=2.0, contrasts=("T1w", "FLAIR"), missing_series=0.0, splits={"train": 1.0})
+    collection = read_manifest(write_cohort(tmp_path, cohort, 3))
+    model = baseline(
+        "measured", parse_head({"kind": "regression", "target": "cerebellum_ml", "name": "x", "unit": "mL"}), None
+    )
+    studies = read_labelled(collection, collection.rows, model.head, (4.0, 4.0, 4.0), label="read")
+    model.head.meet([study.targets for study in studies])
+    model.fit(studies)
+    for study in studies:
+        size, *shares = np.exp(model._features(study.prepared))  # type: ignore[attr-defined]
+        named = dict(zip((name for _, name in model.names), shares, strict=True))  # type: ignore[attr-defined]
+        truth = float(study.targets["cerebellum_ml"]) / float(study.targets["brain_ml"])
+        assert 700 < size < 2000
+        assert named["cerebellum"] == pytest.approx(truth, rel=0.35)
+    said = [float(model.output_of(study.prepared)) for study in studies]
+    assert np.corrcoef(said, [study.targets["cerebellum_ml"] for study in studies])[0, 1] > 0.9
+
+
 @pytest.mark.parametrize(
     ("recipe", "head"), [("dynunet", {**CORE, "kind": "detection"}), ("densenet", LARGE), ("densenet", SIZE)]
 )
@@ -152,7 +174,13 @@ def test_a_network_is_scored_by_the_tasks_own_head_and_learns_every_weight(
 
 
 def test_a_baseline_that_cannot_do_the_task_says_what_it_does(encoder: Encoder) -> None:
-    for recipe, head in (("atlas", LARGE), ("majority", CORE), ("linear", CORE), ("threshold", LARGE)):
+    for recipe, head in (
+        ("atlas", LARGE),
+        ("majority", CORE),
+        ("linear", CORE),
+        ("measured", CORE),
+        ("threshold", LARGE),
+    ):
         with pytest.raises(InputError, match="does the task's kind"):
             baseline(recipe, parse_head(head), encoder)
     for recipe, head in (("dynunet", LARGE), ("densenet", CORE), ("densenet", {"kind": "anomaly"})):

@@ -74,6 +74,17 @@ def test_every_recipe_against_each_other(make_collection, encoder_folder: Path, 
     assert before == {path: path.stat().st_mtime_ns for path in before}, "what is finished is not repeated"
 
 
+def test_seeds_share_what_draws_nothing(make_collection, encoder_folder: Path, tmp_path: Path) -> None:
+    config = config_of(make_collection(7), tmp_path / "x", encoder_folder)
+    row = [Contender("atlas", {"recipe": "atlas"})]
+    shared = compare(config, row, tmp_path / "all", seeds=(0, 1))
+    assert [folder.name for folder in (tmp_path / "all").glob("atlas-*")] == ["atlas-seed0"]
+    assert shared.scores == compare(config, row, tmp_path / "all", seeds=(0,)).scores
+    few = config.model_copy(update={"data": config.data.model_copy(update={"num_labels": 3})})
+    compare(few, row, tmp_path / "few", seeds=(0, 1))
+    assert len(list((tmp_path / "few").glob("atlas-*"))) == 2, "which rows are taken is drawn"
+
+
 def test_the_same_figures_of_each_group_of_cases(make_collection, encoder_folder: Path, tmp_path: Path) -> None:
     config = config_of(make_collection(12), tmp_path / "x", encoder_folder, recipe="frozen")
     ask = {"seeds": (0,), "note": "phantoms", "by": "large"}
