@@ -25,11 +25,11 @@ import numpy as np
 
 from examples.plaques import plaque_rows
 from examples.real import CONFIGS
-from finetune.baselines import linear_map
 from finetune.compare import Comparison, compare, head_of, read_test_studies
 from finetune.config import FinetuneConfig, Recipe
 from finetune.evaluate import Interval, bootstrap, without_nan
 from finetune.fewshot import contender_of
+from finetune.linear import LinearMap
 from foundation.cohort.oracle import seen_twice
 from foundation.cohort.patient import CohortConfig
 from foundation.cohort.writing import write_cohort
@@ -168,20 +168,14 @@ def table(found: Comparison, task: Task, bounds: Bounds) -> str:
 def volumes_bound(config: FinetuneConfig, collection: Collection) -> Bounds:
     """Logistic regression on the true volume of every structure and lesion, as shares of the intracranial one: what a perfect
     segmentation would know. Fitted on the training rows, scored as the head scores."""
-    from sklearn.preprocessing import StandardScaler
-
     assert isinstance(config.head, classification.Config)
     rows, tested = collection.split("train"), collection.split("test")
-    scale = StandardScaler().fit(_volumes(rows))
-    seen, unseen = (np.asarray(scale.transform(_volumes(part))) for part in (rows, tested))
     names = config.head.classes
-    maps = [linear_map(seen, np.array([float(row.targets[name]) for row in rows]), True) for name in names]  # pyright: ignore[reportArgumentType]
+    known = [np.array([float(row.targets[name]) for row in rows]) for name in names]  # pyright: ignore[reportArgumentType]
+    fitted = LinearMap.fit(_volumes(rows), [(truth, True) for truth in known])
     cases: dict[str, list[dict[str, float]]] = {}
-    for row, features in zip(tested, unseen, strict=True):
-        said = {
-            name: float(weights @ features + constant) for name, (weights, constant) in zip(names, maps, strict=True)
-        }
-        case = {f"says {name}": value for name, value in said.items()}
+    for row, features in zip(tested, _volumes(tested), strict=True):
+        case = {f"says {name}": float(value) for name, value in zip(names, fitted(features), strict=True)}
         case |= {f"truth {name}": float(row.targets[name]) for name in names}  # pyright: ignore[reportArgumentType]
         cases.setdefault(str(row.targets[FAMILY]), []).append(case)
     head = head_of(config)

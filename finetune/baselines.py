@@ -11,7 +11,6 @@ it in training.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,6 +21,7 @@ from monai.networks.nets.dynunet import DynUNet
 from torch import Tensor, nn
 
 from ehr.features import RecordSequence
+from finetune.linear import LinearMap, log_odds
 from finetune.samples import LabelledStudy, progress_over
 from foundation.encoder import Encoder, EncoderConfig, Features
 from foundation.errors import InputError
@@ -42,7 +42,6 @@ FILTERS = (16, 32, 64, 128)  # nnU-Net's plan for these volumes has three halvin
 LEAST_VOXELS = 32  # DenseNet halves five times
 ATLAS_VOXELS = 48  # along each edge of the body's box
 THRESHOLDS = np.linspace(-3, 6, 181)  # standard deviations of the normalised series
-RIDGE = 10.0  # of standardised features
 MEASURING = ("brain-structures", "lesion")  # the first says how large the brain is
 LEAST_ML, LEAST_SHARE = 1.0, 1e-4  # what is not there has a logarithm too
 ALONE = {"record": None, "members": 1}
@@ -187,8 +186,8 @@ class _Majority(Baseline):
         assert isinstance(self.head, StudyHead)
         self.constant = torch.zeros(1, self.head.answer.out_features)
         if isinstance(self.head, quality.Head):
-            *kinds, severity = (truth for truth, _ in _columns(self.head, [study.targets for study in studies]))
-            said = [_log_odds(truth[np.isfinite(truth)]) for truth in kinds]
+            *kinds, severity = (truth for truth, _ in self.head.columns([study.targets for study in studies]))
+            said = [log_odds(truth[np.isfinite(truth)]) for truth in kinds]
             self.constant = torch.tensor([[*said, float(np.nanmedian(severity))]], dtype=torch.float32)
 
     def output_of(self, prepared: PreparedStudy, record: RecordSequence | None = None) -> Tensor:
@@ -209,24 +208,14 @@ class _LinearMap(Baseline):
         raise NotImplementedError
 
     def fit(self, studies: Sequence[LabelledStudy]) -> None:
-        from sklearn.preprocessing import StandardScaler
-
-        head = self.head
-        assert isinstance(head, StudyHead)
+        assert isinstance(self.head, StudyHead)
         features = np.stack([self._features(study.prepared) for study in progress_over(studies, "features")])
-        self.scale = StandardScaler().fit(features)
-        features = np.asarray(self.scale.transform(features))
-        targets = [study.targets for study in studies]
-        self.maps = [linear_map(features, truth, is_class) for truth, is_class in _columns(head, targets)]
+        self.map = LinearMap.fit(features, self.head.columns([study.targets for study in studies]))
 
     def output_of(self, prepared: PreparedStudy, record: RecordSequence | None = None) -> Tensor:
         assert isinstance(self.head, StudyHead)
-        features = self.scale.transform(self._features(prepared)[None])[0]
-        said = [weights @ features + constant for weights, constant in self.maps]
-        head = self.head
-        if isinstance(head, regression.Head):
-            return torch.tensor([said[0]], dtype=torch.float32)
-        return torch.tensor([said], dtype=torch.float32)
+        said = torch.from_numpy(self.map(self._features(prepared))).float()
+        return self.head.finish(self.head.unfinish(said[None]))
 
 
 class _Linear(_LinearMap):
@@ -235,9 +224,9 @@ class _Linear(_LinearMap):
         self.look = encoder.eval()
 
     def _features(self, prepared: PreparedStudy) -> np.ndarray:
+        batch = StudyBatch.of([StudySample.of(prepared)], dense=False)
         with torch.inference_mode():
-            found = self.look(StudyBatch.of([StudySample.of(prepared)], dense=False).tokens)
-            return torch.cat([found.registers[0].flatten(), found.tokens[0].mean(dim=0)]).float().numpy()
+            return StudyHead.glimpse(self.look(batch.tokens), batch)[0].numpy()
 
 
 class _Measured(_LinearMap):
@@ -265,45 +254,6 @@ def _measured_by(head: Head) -> list[str]:
     """Names of the structures, and of the kinds of lesion where the head tells kinds."""
     assert isinstance(head, LabelMapHead)
     return [one.name for one in (*head.config.structures, *getattr(head.config, "kinds", ()))]
-
-
-def _columns(head: StudyHead, targets: Sequence[dict]) -> list[tuple[np.ndarray, bool]]:
-    """What each output of a head is fitted to: a number, or 0 and 1 for a class; not a number where a row does not know."""
-    if isinstance(head, regression.Head):
-        return [(np.array([head.truth_of(one) for one in targets]), False)]
-    if isinstance(head, quality.Head):
-        truth = np.array([head.truth_of(one) for one in targets])
-        known = np.where(np.isfinite(truth[:, 0]), 0.0, np.nan)
-        return [*(((truth[:, 0] == kind) + known, True) for kind in range(len(quality.KINDS))), (truth[:, 1], False)]
-    assert isinstance(head, classification.Head)
-    truth = np.array([head.truth_of(one) for one in targets])
-    if head.config.target is None:
-        return [(truth[:, index], True) for index in range(truth.shape[1])]
-    known = np.where(np.isfinite(truth[:, 0]), 0.0, np.nan)
-    return [((truth[:, 0] == index) + known, True) for index in range(len(head.config.classes))]
-
-
-def linear_map(features: np.ndarray, truth: np.ndarray, is_class: bool) -> tuple[np.ndarray, float]:
-    """Weights and constant, fitted to the rows that know; a class that all or none have is its frequency."""
-    from sklearn.linear_model import LogisticRegression, Ridge
-
-    known = np.isfinite(truth)
-    features, truth = features[known], truth[known]
-    if not is_class:
-        fitted = Ridge(alpha=RIDGE).fit(features, truth)
-        return fitted.coef_, float(fitted.intercept_)
-    if len(np.unique(truth)) < 2:
-        return np.zeros(features.shape[1]), _log_odds(truth)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        fitted = LogisticRegression(C=1 / RIDGE, max_iter=1000).fit(features, truth)
-    return fitted.coef_[0], float(fitted.intercept_[0])
-
-
-def _log_odds(truth: np.ndarray) -> float:
-    """Of 1 among 0 and 1, with Laplace's one of each, so that what was never seen is not impossible."""
-    share = (truth.sum() + 1) / (len(truth) + 2)
-    return float(np.log(share / (1 - share)))
 
 
 class _Dense(Baseline):

@@ -15,6 +15,7 @@ from finetune.adapters import apply_recipe, merge_lora, take_adapter
 from finetune.baselines import FITTED, NETWORKS, Baseline, baseline, network
 from finetune.config import FinetuneConfig
 from finetune.evaluate import Evaluation, evaluate_studies, save_evaluation, without_nan
+from finetune.linear import begin_at_a_glance
 from finetune.samples import LabelledSamples, LabelledStudy, choose_rows, read_labelled, with_vocabulary
 from finetune.stopping import LOSS, ValidationLoss
 from finetune.trust.fit import calibrate, calibrating_rows, calibration_words
@@ -71,6 +72,8 @@ def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None
     if main and (caution := _boxes_are_small(config, studies)):
         print(caution)
     samples, gauge = LabelledSamples(studies, model.head, config), None
+    if config.encoder is not None and config.recipe in ("frozen", "lora", "full"):
+        begin_at_a_glance(model.to(accelerator.device), samples, config.training.seed)
     if config.stopping.every:
         validation = read_labelled(
             collection,

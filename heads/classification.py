@@ -22,7 +22,7 @@ from foundation.findings import Finding
 from foundation.preprocess import PreparedStudy
 from foundation.registry import KindConfig
 from heads._record import RecordConfig
-from heads._study import StudyHead, class_of, log_shares, refused, whole_study_finding
+from heads._study import StudyHead, class_of, log_shares, one_of, refused, whole_study_finding
 from heads.base import HeadReading, StudyBatch, Target
 
 LABEL_VALUES = ("absent", "present")
@@ -76,6 +76,15 @@ class Head(StudyHead):
 
     def finish(self, answer: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
         return answer + self.prior
+
+    def unfinish(self, output: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
+        return output - self.prior
+
+    def columns(self, targets: Sequence[dict[str, Target]]) -> list[tuple[np.ndarray, bool]]:
+        truth = np.array([self.truth_of(one) for one in targets])
+        if self.config.target is None:
+            return [(truth[:, index], True) for index in range(truth.shape[1])]
+        return [(one, True) for one in one_of(truth[:, 0], len(self.config.classes))]
 
     def loss(self, output: Tensor, batch: StudyBatch) -> dict[str, Tensor]:
         """Cross-entropy over the answers that are known; 0 where a batch knows none."""

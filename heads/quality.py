@@ -20,7 +20,7 @@ from foundation.findings import Finding, Measurement
 from foundation.physics.artefacts import ARTEFACTS, SEVERITIES
 from foundation.preprocess import PreparedStudy
 from foundation.registry import KindConfig
-from heads._study import StudyHead, class_of, number_of, refused, whole_study_finding
+from heads._study import StudyHead, class_of, number_of, one_of, refused, whole_study_finding
 from heads.base import HeadReading, StudyBatch, Target
 
 KINDS = ("none", *ARTEFACTS)
@@ -50,6 +50,10 @@ class Head(StudyHead):
         kind_loss = nn.functional.cross_entropy(output[known, :-1], truth[known, 0].long())
         severity_loss = nn.functional.huber_loss(output[known, -1], truth[known, 1])
         return {"loss": kind_loss + severity_loss, "kind": kind_loss, "severity": severity_loss}
+
+    def columns(self, targets: Sequence[dict[str, Target]]) -> list[tuple[np.ndarray, bool]]:
+        truth = np.array([self.truth_of(one) for one in targets])
+        return [*((one, True) for one in one_of(truth[:, 0], len(KINDS))), (truth[:, 1], False)]
 
     @staticmethod
     def truth_of(targets: dict[str, Target]) -> list[float]:

@@ -63,6 +63,12 @@ class Head(StudyHead):
     def finish(self, answer: Float[Tensor, "batch 1"]) -> Float[Tensor, " batch"]:
         return self.mean + self.spread * answer[:, 0]
 
+    def unfinish(self, output: Float[Tensor, "batch 1"]) -> Float[Tensor, "batch 1"]:
+        return (output - self.mean) / self.spread
+
+    def columns(self, targets: Sequence[dict[str, Target]]) -> list[tuple[np.ndarray, bool]]:
+        return [(np.array([self.truth_of(one) for one in targets]), False)]
+
     def loss(self, output: Tensor, batch: StudyBatch) -> dict[str, Tensor]:
         """Huber's, in standard deviations, over the rows that know; 0 where a batch knows none."""
         truth = torch.tensor([self.truth_of(targets) for targets in batch.targets], device=output.device)
