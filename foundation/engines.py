@@ -286,7 +286,7 @@ class Engine:
         state = RunState(step, weights={})
         for name, parameter in self.module.named_parameters():
             self._keep(state.weights, "weights", name, self.whole(parameter, self.part(parameter)))
-        for name, buffer in _saved_buffers(self.module):
+        for name, buffer in saved_buffers(self.module):
             self._keep(state.weights, "weights", name, buffer)
         for name, parameter in self.trained():
             if (count := self._count(parameter)) is not None:
@@ -322,7 +322,7 @@ class Engine:
         """Put the weights as they are now, or an average of them, into the caller's module. All processes call it together."""
         if self.takes_apart and average is None:
             average = {name: self.whole(p, self.part(p)) for name, p in self.module.named_parameters()}
-            average |= dict(_saved_buffers(self.module))
+            average |= dict(saved_buffers(self.module))
         if average is not None:
             put_tensors(self.objective, average)
         self.objective.to(self.device)
@@ -532,7 +532,7 @@ class Average:
     def _now(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self.engine.module.named_parameters():
             yield name, self.engine.part(parameter)
-        yield from _saved_buffers(self.engine.module)
+        yield from saved_buffers(self.engine.module)
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -562,13 +562,13 @@ class Average:
 @torch.no_grad()
 def put_tensors(module: nn.Module, tensors: Tensors) -> None:
     """Set every weight and every saved buffer, each by its first name: a module that several others share is named once."""
-    own = dict(module.named_parameters()) | dict(_saved_buffers(module))
+    own = dict(module.named_parameters()) | dict(saved_buffers(module))
     assert own.keys() == tensors.keys(), own.keys() ^ tensors.keys()
     for name, tensor in own.items():
         tensor.copy_(tensors[name])
 
 
-def _saved_buffers(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
+def saved_buffers(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
     """Buffers that a state dict holds."""
     transient = {
         f"{prefix}.{name}" if prefix else name

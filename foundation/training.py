@@ -39,6 +39,7 @@ from foundation.engines import (
     make_accelerator,
     preferred_attention,
     put_tensors,
+    saved_buffers,
     running_engine,
 )
 from foundation.errors import InputError
@@ -450,7 +451,8 @@ def _parameter_groups(objective: nn.Module, config: TrainingConfig) -> list[dict
 def _identity(objective: nn.Module, config: TrainingConfig, label: str) -> dict[str, str]:
     """What a checkpoint may not differ in: what is trained, and every setting that is not free."""
     settings = {f"training.{name}": repr(value) for name, value in config if name not in FREE}
-    shapes = str([(name, tuple(p.shape), p.requires_grad) for name, p in objective.named_parameters()])
+    tensors = [*objective.named_parameters(), *saved_buffers(objective)]
+    shapes = str([(name, tuple(one.shape), one.requires_grad) for name, one in tensors])
     return {"label": label, **settings, "weights": hashlib.sha256(shapes.encode()).hexdigest()[:16]}
 
 

@@ -175,6 +175,14 @@ def test_other_settings_do_not_continue_a_run_but_more_steps_do(tmp_path: Path) 
     assert longer.calls == 4
 
 
+def test_a_checkpoint_of_a_network_with_other_buffers_is_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    other = Regression()
+    other.register_buffer("further", torch.zeros(2))
+    with pytest.raises(InputError, match="weights"):
+        train(other, Line(), CONFIG, tmp_path, label="test")
+
+
 def test_a_record_cut_short_does_not_swallow_the_next(tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         run(tmp_path, stop_at=8)
