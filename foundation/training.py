@@ -39,8 +39,8 @@ from foundation.engines import (
     make_accelerator,
     preferred_attention,
     put_tensors,
-    saved_buffers,
     running_engine,
+    saved_buffers,
 )
 from foundation.errors import InputError
 from foundation.faults import BadSteps, Feed, Interruption, Trouble, Watchdog, prepare_worker
