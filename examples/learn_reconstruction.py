@@ -2,11 +2,11 @@
 
     python -m examples.learn_reconstruction runs/reconstruction              2,600 steps of three slices at 2 mm
     python -m examples.learn_reconstruction runs/smoke --smoke               minutes: small, coarse, 150 steps
-    python -m examples.learn_reconstruction runs/compare --compare told untold unet        what its parts are worth
+    python -m examples.learn_reconstruction runs/compare --compare seeing untold unet      what its parts are worth
 
 OUT/model is what `larmor reconstruct --model` and `python -m examples.measure_reconstruction` take. `--compare` trains more
-networks on the same scans in the same steps: OUT/told, which is told of the scan and sees no tokens, OUT/untold, which is not
-told either, and OUT/unet, a plain U-Net on the zero-filled image, as large as takes the same time. Stopped, it continues.
+networks on the same scans in the same steps: OUT/seeing, which also sees an encoder's features of the zero-filled image,
+OUT/untold, which is not even told of the scan, and OUT/unet, a plain U-Net on the zero-filled image. Stopped, it continues.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from foundation.encoder import EncoderConfig
 from heads.reconstruction.network import UnrolledConfig
 from heads.reconstruction.training import TrainReconstructionConfig, train_reconstruction
 
 SMALL = UnrolledConfig(cascades=3, channels=12)
 BESIDE = {
-    "told": UnrolledConfig(cascades=6),
+    "seeing": UnrolledConfig(cascades=6, encoder=EncoderConfig(width=64, depth=2), encoder_rate=0.3),
     "untold": UnrolledConfig(cascades=6, context=False),
     "unet": UnrolledConfig(unrolled=False, cascades=1, channels=28),
 }

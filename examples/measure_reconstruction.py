@@ -1,7 +1,7 @@
 """What a learned reconstruction is worth beside the classical methods: python -m examples.measure_reconstruction OUT
 
     python -m examples.measure_reconstruction runs/measured --model runs/compare/model \\
-        --also U-Net=runs/compare/unet unconditioned=runs/compare/untold --data DATA
+        --also seeing=runs/compare/seeing unconditioned=runs/compare/untold U-Net=runs/compare/unet --data DATA
 
 On heads that were not trained on, of the family trained on and of the one held apart (other fields, times, lesion shapes,
 slice thickness), 8 coils, against the noise-free image:

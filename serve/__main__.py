@@ -246,7 +246,10 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
 
     serve.add_argument(
-        "--repair", type=Path, metavar="DIR", help="a model of heads/reconstruction: shows series before and after it"
+        "--repair",
+        type=Path,
+        metavar="DIR",
+        help="the model that shows series before and after a repair (default: the one that comes with Larmor)",
     )
 
     users = command("users", "say who may log in to the page; writes hashes into FILE, and no password")
@@ -332,7 +335,9 @@ def _parser() -> argparse.ArgumentParser:
     reconstruct.add_argument("--calibration", type=int, metavar="N", help="lines in the middle that are all kept")
     reconstruct.add_argument("--partial-fourier", type=float, metavar="F", help="keep only this part, from one end")
     reconstruct.add_argument("--seed", type=int, default=0, help="of the mask (default: %(default)s)")
-    reconstruct.add_argument("--model", type=Path, metavar="DIR", help="the model that 'learned' means")
+    reconstruct.add_argument(
+        "--model", type=Path, metavar="DIR", help="what 'learned' means, if not the network that comes with Larmor"
+    )
     reconstruct.add_argument(
         "--denoise",
         type=float,
@@ -347,7 +352,7 @@ def _parser() -> argparse.ArgumentParser:
     repair = command("repair", "take noise, a ghost, motion or thick slices out of an image; writes it into OUT")
     repair.add_argument("input", type=Path, metavar="IMAGE", help="a NIfTI file")
     repair.add_argument("out", type=Path, metavar="OUT", help="the folder to write into; made if absent")
-    repair.add_argument("--model", type=Path, required=True, metavar="DIR", help="a model of heads/reconstruction")
+    repair.add_argument("--model", type=Path, metavar="DIR", help="another network than the one that comes with Larmor")
     repair.add_argument(
         "--fault", required=True, metavar="NAME", help="noise, 'thick slices', ghost or motion: what is wrong with it"
     )

@@ -41,6 +41,7 @@ from foundation.reading.nifti import BIDS_CONTRASTS
 from foundation.study import checked_contrast
 from heads.adapters.folder import LoadedModel
 from heads.adapters.shared import FeatureCache
+from heads.reconstruction.network import default_network
 from heads.report.writing import Writer, load_writers
 from serve.cases import DAY_S, CaseStore
 from serve.doors import GRADIO, Allowance, Belongings, Door, Sessions
@@ -94,7 +95,8 @@ class Server:
         os.environ["GRADIO_TEMP_DIR"] = str(self.uploads)
         tempfile.tempdir = str(self.uploads)  # of every temporary file of this process, whoever makes it
         self.store = CaseStore(settings.data, settings.keep_s)
-        self.repairs = None if settings.repair is None else Repairs(settings.repair)
+        mender = settings.repair or default_network()
+        self.repairs = None if mender is None else Repairs(mender)
         self.jobs = jobs or Jobs()
         self.jobs.on_end = self._note_end
         self.cache = FeatureCache()

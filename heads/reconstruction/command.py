@@ -1,4 +1,4 @@
-"""The `larmor reconstruct` command: the classical methods, and a learned one beside them where a model is named.
+"""The `larmor reconstruct` command: the classical methods, and a learned one beside them where it is asked for.
 
 Besides the methods' images, OUT then has `learned-doubt.nii.gz`, the error that the model expects at each place, and
 `learned-unexplained.nii.gz`, what is left of the samples once the image is taken from them.
@@ -19,7 +19,7 @@ from foundation.errors import InputError
 from foundation.raw import RawData
 from foundation.reading.nifti import write_volume
 from foundation.reconstruction.command import reconstruct_command as classical
-from heads.reconstruction.network import Unrolled, magnitude
+from heads.reconstruction.network import Unrolled, folder_of, magnitude
 from heads.reconstruction.scan import Scan
 
 LEARNED = "learned"
@@ -73,13 +73,11 @@ def reconstruct_command(
     if not 0 <= denoise <= 1:
         remedy = "0 keeps the noise of the scan, 1 removes what the model takes for noise."
         raise InputError("the strength of denoising lies between 0 and 1", got=denoise, remedy=remedy)
-    if LEARNED in methods and model is None:
-        raise InputError("the learned method has a model", got="none", remedy="Name its folder: --model DIR.")
-    methods = [name for name in methods if name != LEARNED]
-    if model is None:
+    asked, methods = LEARNED in methods or model is not None, [name for name in methods if name != LEARNED]
+    if not asked:
         classical(input, out, methods=methods, **options)
         return
-    method = LearnedMethod(Unrolled.load(model), denoise, hard)
+    method = LearnedMethod(Unrolled.load(folder_of(model)), denoise, hard)
     used = classical(input, out, methods=methods, more={LEARNED: method}, **options).used
     for name, values in method.maps.items():
         series = used.series(used.shown(values), name)

@@ -22,14 +22,16 @@ from jaxtyping import Complex, Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from foundation.checkpoint import load_model_folder, save_model_folder
+from foundation.checkpoint import load_model_folder, read_about, save_model_folder
 from foundation.config import Config
 from foundation.encoder import Encoder, EncoderConfig
+from foundation.errors import InputError
 from foundation.physics.kspace import SenseOperator
 from foundation.reconstruction.methods import solve_normal
 from foundation.reconstruction.metrics import K1, K2, WINDOW
 from foundation.tokens import PATCH
 from heads._unet import NORM_GROUPS, UNet
+from heads.base import model_folders
 from heads.reconstruction.scan import CONTEXT_SIZE, FAULTED, Scan
 
 KIND = "reconstruction"
@@ -182,6 +184,19 @@ class Unrolled(nn.Module):
         network = cls(loaded.config)
         loaded.fill(network)
         return network.eval()
+
+
+def folder_of(named: Path | None) -> Path:
+    """The folder that was named, or that of the network which comes with Larmor."""
+    if named is None and (named := default_network()) is None:
+        remedy = "Name its folder: --model DIR (python -m examples.learn_reconstruction makes one)."
+        raise InputError("the learned method has a model", got="none", remedy=remedy)
+    return named
+
+
+def default_network() -> Path | None:
+    """The network among the models that are used when none is named, if there is one."""
+    return next((folder for folder in model_folders() if read_about(folder)["kind"] == KIND), None)
 
 
 def as_real(*images: Complex[Tensor, "slices rows columns"]) -> Float[Tensor, "slices parts rows columns"]:

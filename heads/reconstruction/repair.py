@@ -1,7 +1,7 @@
 """The `larmor repair` command: an image that somebody has made already, with less of what is wrong with it.
 
-    larmor repair scan.nii.gz OUT --model DIR --fault "thick slices"
-    larmor repair scan.nii.gz OUT --model DIR --fault noise --strength 0.5
+    larmor repair scan.nii.gz OUT --fault "thick slices"
+    larmor repair scan.nii.gz OUT --fault noise --strength 0.5 --model DIR
 
 OUT/<name>.nii.gz, and a sidecar that says what was done, by which model and how strongly. Of a magnitude image there is one coil
 and no phase; what a scanner's own reconstruction had from raw data (`larmor reconstruct`) is more.
@@ -26,7 +26,7 @@ from foundation.reading.nifti import publish_bytes, read_nifti, write_volume
 from foundation.study import Series
 from heads.reconstruction.before_after import BeforeAfter
 from heads.reconstruction.command import LearnedMethod
-from heads.reconstruction.network import Unrolled
+from heads.reconstruction.network import Unrolled, folder_of
 from heads.reconstruction.scan import FAULTS
 from heads.reconstruction.tasks import of_thick_slices
 
@@ -36,7 +36,7 @@ LEAST_THICKNESS = 1.3  # over the spacing in the slice: less is no thick slice
 CAUTION = "A network changed this image; it may show what is not there. Keep the original beside it."
 
 
-def repair_command(input: Path, out: Path, *, model: Path, fault: str, strength: float = 1.0) -> None:
+def repair_command(input: Path, out: Path, *, model: Path | None = None, fault: str, strength: float = 1.0) -> None:
     """`strength` between 0 and 1 is a share of the change: 0 is the image as it was."""
     known = (NOISE, *FAULTS)
     if fault not in known:
@@ -44,7 +44,7 @@ def repair_command(input: Path, out: Path, *, model: Path, fault: str, strength:
     if not 0 <= strength <= 1:
         remedy = "0 leaves the image as it is, 1 does all that the model would."
         raise InputError("the strength lies between 0 and 1", got=strength, remedy=remedy)
-    series = read_nifti(input)
+    series, model = read_nifti(input), folder_of(model)
     repaired = repair(series, Unrolled.load(model), fault, strength)
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{series.name}.nii.gz"

@@ -22,7 +22,6 @@ from foundation.checkpoint import load_model_folder
 from foundation.cohort.raw import simulate_raw
 from foundation.cohort.stream import StreamConfig, shared_stream
 from foundation.config import Config, save_config
-from foundation.encoder import EncoderConfig
 from foundation.errors import did_you_mean
 from foundation.raw import RawData
 from foundation.study import CONTRASTS
@@ -54,7 +53,7 @@ class TrainReconstructionConfig(Config):
     `beside` are other networks that learn from the same scans in the same steps, to compare with.
     """
 
-    network: UnrolledConfig = UnrolledConfig(cascades=6, encoder=EncoderConfig(width=64, depth=2), encoder_rate=0.3)
+    network: UnrolledConfig = UnrolledConfig(cascades=6)
     beside: dict[str, UnrolledConfig] = Field(default_factory=dict)
     start: Path | None = None
     training: TrainingConfig = TrainingConfig(

@@ -3,12 +3,15 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from examples.embedded import LARGEST_BYTES
-from foundation.cohort.patient import CohortConfig, make_patient
+from foundation.cohort.patient import CohortConfig, make_anatomy, make_patient
+from foundation.cohort.raw import simulate_raw
 from foundation.findings import Reading
 from heads.base import EMBEDDED, default_models
+from heads.reconstruction.command import reconstruct_command
 from heads.report.writing import default_writers, load_writers
 from serve.pipeline import load_models, read_study
 
@@ -49,6 +52,17 @@ def test_a_synthetic_study_is_read_without_naming_a_model(embedded: None) -> Non
     truth = patient.truth["volumes_ml"]["cerebral white matter"]
     assert sum(one or 0.0 for one in white) == pytest.approx(truth, rel=0.4)
     assert {one.writer for one in result.draft.sentences} & {writer.name for writer in writers}
+
+
+def test_an_accelerated_scan_is_reconstructed_without_naming_a_model(embedded: None, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    anatomy, tissues = make_anatomy(CohortConfig(spacing_mm=4.0), 7)
+    raw = simulate_raw(anatomy, tissues, "T2w", rng, num_slices=2, num_coils=8, noise=0.02)
+    np.savez(tmp_path / "scan.npz", kspace=raw.kspace.numpy())
+    reconstruct_command(tmp_path / "scan.npz", tmp_path / "out", methods=["cg-sense", "learned"], acceleration=4)
+    scores = json.loads((tmp_path / "out" / "metrics.json").read_text())["methods"]
+    assert scores["learned"]["psnr"] > scores["cg-sense"]["psnr"] + 1
+    assert (tmp_path / "out" / "learned-doubt.nii.gz").is_file()
 
 
 def _texts(value: object) -> list[str]:
