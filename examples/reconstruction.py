@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Complex
 from numpy.random import default_rng
 
 from foundation.cohort.patient import CohortConfig, make_anatomy
@@ -33,6 +35,9 @@ from foundation.reconstruction.methods import (
     solve_l1_wavelet,
     solve_sense,
 )
+from heads.reconstruction.command import LEARNED, LearnedMethod
+from heads.reconstruction.network import Unrolled, folder_of
+from heads.reconstruction.scan import Scan
 
 ACCELERATED = ("zero-filled", "zero-filled-sense", "cg-sense", "l1-wavelet")
 PARTIAL = ("zero-filled", "homodyne", "pocs")
@@ -86,11 +91,18 @@ def held_back(path: Path) -> dict[str, float]:
     images = {
         "cg-sense": solve_sense(one.operator, one.kspace, CG_ITERATIONS, CG_PENALTY),
         "l1-wavelet": solve_l1_wavelet(one),
+        LEARNED: learned_image(replace(raw, kspace=raw.kspace * ~away, mask=(mask & ~away)[None]))[0] / scale,
     }
     return {
         name: float(((everywhere.forward(image) - wanted) * away).norm() ** 2 / wanted.norm() ** 2)
         for name, image in images.items()
     }
+
+
+@torch.inference_mode()
+def learned_image(raw: RawData) -> Complex[torch.Tensor, "slices rows columns"]:
+    scan = Scan.of(raw)
+    return scan.scale * Unrolled.load(folder_of(None)).reconstruct(scan).image
 
 
 def row(name: str, result: Comparison) -> list[str]:
@@ -107,6 +119,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     chosen = parser.parse_args()
+    learnt = {LEARNED: LearnedMethod(Unrolled.load(folder_of(None)))}
     assert set(ACCELERATED) | set(PARTIAL) == set(METHODS)
     lines, record = ["| scan | kept | method | NMSE | PSNR | SSIM |", "|---|---|---|---|---|---|"], {}
     for name, read in complete_scans(chosen.data).items():
@@ -117,7 +130,7 @@ def main() -> None:
         ]
         jobs.append((f"{name}, 6/8 of the lines", PARTIAL, Undersampling(partial_fourier=6 / 8)))
         for words, methods, undersampling in jobs:
-            result = compare(raw, methods, undersampling)
+            result = compare(raw, methods, undersampling, learnt if methods == ACCELERATED else {})
             write_result(chosen.out / words.replace("/", " of ").replace(",", ""), raw, result, about={"scan": words})
             record[words] = result.scores()
             lines += row(words, result)
