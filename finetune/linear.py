@@ -17,7 +17,7 @@ from heads._study import StudyHead
 from heads.base import TaskModel
 
 RIDGE = 10.0  # of standardised features
-LOOKS, MOST_LOOKS = 128, 8  # so many changed studies are looked at, and no study more often
+LOOKS = 128  # at studies with artefacts, at least one at each
 
 Columns = Sequence[tuple[np.ndarray, bool]]  # the truth of each output, and whether it is a class
 
@@ -28,11 +28,11 @@ class LinearMap:
     constants: Float[np.ndarray, " outputs"]
 
     @classmethod
-    def fit(cls, features: Float[np.ndarray, "rows numbers"], columns: Columns, *, looks: int = 1) -> LinearMap:
-        """Logistic regression of classes, ridge regression of numbers, on standardised features; `looks` rows count as one."""
+    def fit(cls, features: Float[np.ndarray, "rows numbers"], columns: Columns) -> LinearMap:
+        """Logistic regression of classes, ridge regression of numbers, on standardised features."""
         mean, spread = features.mean(axis=0), features.std(axis=0)
         spread = np.where(spread > 0, spread, 1.0)
-        maps = [linear_map((features - mean) / spread, truth, is_class, looks=looks) for truth, is_class in columns]
+        maps = [linear_map((features - mean) / spread, truth, is_class) for truth, is_class in columns]
         weights = np.stack([one for one, _ in maps]) / spread
         return cls(weights, np.array([constant for _, constant in maps]) - weights @ mean)
 
@@ -40,7 +40,7 @@ class LinearMap:
         return self.weights @ features + self.constants
 
 
-def linear_map(features: np.ndarray, truth: np.ndarray, is_class: bool, *, looks: int = 1) -> tuple[np.ndarray, float]:
+def linear_map(features: np.ndarray, truth: np.ndarray, is_class: bool) -> tuple[np.ndarray, float]:
     """Weights and constant, fitted to the rows that know; a class that all or none have is its frequency."""
     from sklearn.linear_model import LogisticRegression, Ridge
 
@@ -50,13 +50,13 @@ def linear_map(features: np.ndarray, truth: np.ndarray, is_class: bool, *, looks
     if not known.any():
         return nothing, 0.0
     if not is_class:
-        fitted = Ridge(alpha=RIDGE * looks).fit(features, truth)
+        fitted = Ridge(alpha=RIDGE).fit(features, truth)
         return fitted.coef_, float(fitted.intercept_)
     if len(np.unique(truth)) < 2:
         return nothing, log_odds(truth)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        fitted = LogisticRegression(C=1 / (RIDGE * looks), max_iter=1000).fit(features, truth)
+        fitted = LogisticRegression(C=1 / RIDGE, max_iter=1000).fit(features, truth)
     return fitted.coef_[0], float(fitted.intercept_[0])
 
 
@@ -67,31 +67,33 @@ def log_odds(truth: np.ndarray) -> float:
 
 
 def begin_at_a_glance(model: TaskModel, samples: LabelledSamples, seed: int) -> bool:
-    """Fit the glance of a head for whole studies to training studies, changed as training changes them, on the encoder as it is.
+    """Fit the glance of a head for whole studies to the training studies as they are, or, where their truth is made while they
+    are changed, to changed ones.
 
     Returns whether it was: heads for label maps have no glance, a prognosis no plain number, artefacts are learnt only where
     something makes or names them, and a head that was fitted before has its own.
     """
     head = model.head
-    if not isinstance(head, StudyHead) or not isinstance(model.encoder, Encoder) or not head.columns([{}]):
+    if not isinstance(head, StudyHead) or not isinstance(model.encoder, Encoder) or "head.answer.weight" in model.warm:
         return False
-    if "head.answer.weight" in model.warm:
+    seen = [samples.plain(Draw(index, 0)) for index in range(len(samples))]
+    if not _knows(head.columns([one.targets or {} for one in seen])):
+        draws = range(max(LOOKS, len(samples)))
+        seen = [samples[Draw(number % len(samples), fold(seed, 31, number))] for number in draws]
+    columns = head.columns([one.targets or {} for one in seen])
+    if not _knows(columns):
         return False
-    looks = min(MOST_LOOKS, -(-LOOKS // len(samples)))
-    draws = [Draw(index, fold(seed, 31, look)) for look in range(looks) for index in range(len(samples))]
-    device, features, targets = next(model.parameters()).device, [], []
-    was_training = model.training
+    device, was_training, features = next(model.parameters()).device, model.training, []
     model.eval()
-    for draw in progress_over(draws, "a first look"):
-        sample = samples[draw]
-        batch = samples.collate([sample]).to(device)
+    for one in progress_over(seen, "a first look"):
+        batch = samples.collate([one]).to(device)
         with torch.inference_mode():
             features.append(head.glimpse(model.encoder(batch.tokens), batch)[0].cpu().numpy())
-        targets.append(sample.targets)
     model.train(was_training)
-    columns = head.columns(targets)
-    if not any(np.isfinite(truth).any() for truth, _ in columns):
-        return False
-    found = LinearMap.fit(np.stack(features), columns, looks=looks)
+    found = LinearMap.fit(np.stack(features), columns)
     head.begin(*(torch.from_numpy(one).float().to(device) for one in (found.weights, found.constants)))
     return True
+
+
+def _knows(columns: Columns) -> bool:
+    return any(np.isfinite(truth).any() for truth, _ in columns)

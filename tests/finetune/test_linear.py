@@ -40,16 +40,13 @@ def prepared(
     return model, LabelledSamples(studies, model.head, config), studies
 
 
-@pytest.mark.parametrize("looks", [1, 3])
-def test_a_map_is_scikit_learns_on_standardised_features(looks: int) -> None:
+def test_a_map_is_scikit_learns_on_standardised_features() -> None:
     rng = np.random.default_rng(0)
     features = rng.normal(3, 5, (30, 4)) * [1, 10, 0.1, 0]
     number = features @ [1, -0.1, 2, 5] + rng.normal(size=30)
     label = (number > number.mean()).astype(float)
     number[:3] = np.nan
-    found = LinearMap.fit(
-        np.tile(features, (looks, 1)), [(np.tile(number, looks), False), (np.tile(label, looks), True)], looks=looks
-    )
+    found = LinearMap.fit(features, [(number, False), (label, True)])
     z = StandardScaler().fit_transform(features)
     ridge = Ridge(alpha=RIDGE).fit(z[3:], number[3:])
     logistic = LogisticRegression(C=1 / RIDGE, max_iter=1000).fit(z, label)
@@ -60,7 +57,7 @@ def test_a_map_is_scikit_learns_on_standardised_features(looks: int) -> None:
 
 @pytest.mark.parametrize("name", ["one of several", "labels", "number"])
 def test_a_head_begins_as_the_linear_map_on_the_encoders_features(make_collection, name: str) -> None:
-    model, samples, studies = prepared(make_collection(6), HEADS[name], STILL)
+    model, samples, studies = prepared(make_collection(6), HEADS[name], AugmentConfig(probability=1.0))
     assert begin_at_a_glance(model, samples, 0)
     batches = [samples.collate([samples.plain(Draw(index, 0))]) for index in range(len(samples))]
     with torch.no_grad():
