@@ -12,7 +12,8 @@ from numpy.random import default_rng
 from benchmarks._measure import Row, alone, compare
 from foundation.physics.kspace import SenseOperator, coil_maps, draw_mask, expand_mask, smooth_phase
 from foundation.reconstruction.methods import solve_sense
-from heads.reconstruction.network import Unrolled, UnrolledConfig
+from heads.base import EMBEDDED
+from heads.reconstruction.network import Unrolled
 from heads.reconstruction.scan import CONTEXT_SIZE, Scan
 
 EDGE, COILS, ITERATIONS = 320, 16, 30
@@ -44,7 +45,7 @@ def rows() -> Iterator[Row]:
         yield compare(f"CG-SENSE, {words}, theirs sigpy", ours=ours, theirs=theirs, target=LEAST_RATIO)
         batch = (one[None] for one in (kspace, mask, maps, maps))
         scan = Scan(*batch, context=torch.zeros(CONTEXT_SIZE), scale=1.0)
-        network = Unrolled(UnrolledConfig()).eval()
+        network = Unrolled.load(EMBEDDED / "reconstruction")
 
         @torch.inference_mode()
         def unrolled(network: Unrolled = network, scan: Scan = scan) -> object:

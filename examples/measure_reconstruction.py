@@ -39,7 +39,6 @@ from foundation.cohort.patient import CohortConfig, make_anatomy
 from foundation.cohort.raw import simulate_raw
 from foundation.physics.kspace import combine, to_image, to_kspace
 from foundation.physics.sensitivities import calibration_box, espirit_maps
-from foundation.preprocess import filled
 from foundation.progress import progress
 from foundation.raw import RawData
 from foundation.reconstruction.command import Solve, Undersampling, compare, write_result
@@ -268,7 +267,7 @@ def brain(
     target: Float[np.ndarray, "slices rows columns"], spacing_mm: float
 ) -> Bool[np.ndarray, "slices rows columns"]:
     """The head without its rim of 15 mm, which is scalp, skull and the water below."""
-    head = np.stack([filled(one) for one in target > 0.08 * target.max()])
+    head = np.stack([np.asarray(ndimage.binary_fill_holes(one)) for one in target > 0.08 * target.max()])
     depth = np.stack([np.asarray(ndimage.distance_transform_edt(one)) for one in head])
     return depth * spacing_mm > 15
 

@@ -155,22 +155,16 @@ def find_body(series: Series) -> Bool[np.ndarray, "x y z"]:
     body = ndimage.binary_closing(np.pad(body, 3, mode="edge"), iterations=2)[3:-3, 3:-3, 3:-3]
     pieces = np.asarray(ndimage.label(body)[0])  # pyright: ignore[reportIndexIssue]
     body = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
-    body = filled(body)
+    body = _filled(body)
     for axis in range(3):  # the cut through the neck opens holes downwards: fill them slice by slice too
-        body = np.stack([filled(body.take(i, axis)) for i in range(body.shape[axis])], axis=axis)
+        body = np.stack([_filled(body.take(i, axis)) for i in range(body.shape[axis])], axis=axis)
     body = ndimage.binary_dilation(body)
     fine = resample(torch.from_numpy(body.astype(np.float32)), coarse_grid, grid)
     return (fine >= 0.5).numpy()
 
 
-def filled(mask: np.ndarray) -> np.ndarray:
-    """The mask and what it encloses, as `ndimage.binary_fill_holes`, which grows the outside a voxel at a time."""
-    pieces = np.asarray(ndimage.label(~mask)[0], np.intp)  # pyright: ignore[reportIndexIssue]
-    is_outside = np.zeros(pieces.max() + 1, dtype=bool)
-    for axis in range(mask.ndim):
-        is_outside[pieces.take([0, -1], axis)] = True
-    is_outside[0] = False
-    return ~is_outside[pieces]
+def _filled(mask: np.ndarray) -> np.ndarray:
+    return np.asarray(ndimage.binary_fill_holes(mask))
 
 
 def _otsu_threshold(values: np.ndarray) -> float:

@@ -13,7 +13,6 @@ from foundation.errors import InputError
 from foundation.preprocess import (
     Grid,
     Intensity,
-    filled,
     find_body,
     from_closest_ras,
     prepare_study,
@@ -117,14 +116,6 @@ def test_a_crop_inside_the_head_is_all_body() -> None:
     rng = np.random.default_rng(0)
     crop = Series((80 + 20 * rng.random((30, 40, 30))).astype(np.float32), np.eye(4))
     assert find_body(crop).mean() > 0.95
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_holes_are_those_that_the_outside_does_not_grow_into(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    noise = rng.random(rng.integers(1, 20, size=rng.integers(2, 4)))
-    mask = ndimage.gaussian_filter(noise, rng.uniform(0, 1.5)) > rng.uniform(0.3, 0.6)
-    assert np.array_equal(filled(mask), np.asarray(ndimage.binary_fill_holes(mask)))
 
 
 def test_a_constant_series_is_an_input_error() -> None:
