@@ -12,6 +12,7 @@ from foundation.cohort.raw import simulate_raw
 from foundation.findings import Reading
 from heads.base import EMBEDDED, default_models
 from heads.reconstruction.command import reconstruct_command
+from heads.reconstruction.network import default_network
 from heads.report.writing import default_writers, load_writers
 from serve.pipeline import load_models, read_study
 
@@ -55,6 +56,7 @@ def test_a_synthetic_study_is_read_without_naming_a_model(embedded: None) -> Non
 
 
 def test_an_accelerated_scan_is_reconstructed_without_naming_a_model(embedded: None, tmp_path: Path) -> None:
+    assert default_network() == EMBEDDED / "reconstruction"
     rng = np.random.default_rng(0)
     anatomy, tissues = make_anatomy(CohortConfig(spacing_mm=4.0), 7)
     raw = simulate_raw(anatomy, tissues, "T2w", rng, num_slices=2, num_coils=8, noise=0.02)
