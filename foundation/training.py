@@ -60,8 +60,8 @@ class TrainingConfig(Config):
 
     A step's samples go through the model in `accumulate` parts. `engine` and `processes` are what must be running: the
     launcher decides, and a run that is not what its config says is refused. A step whose loss or gradient is not finite, or
-    whose gradient is `spike_factor` times its running median, is left out; after `skip_budget` of them the run ends. Nothing
-    is waited for longer than `hang_timeout_s`. `compile` compiles each transformer block.
+    whose gradient is `spike_factor` times what is usual (the upper decile of the last hundred), is left out; after `skip_budget`
+    of them the run ends. Nothing is waited for longer than `hang_timeout_s`. `compile` compiles each transformer block.
     """
 
     steps: Annotated[int, Field(ge=1)] = 200

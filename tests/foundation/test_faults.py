@@ -79,7 +79,7 @@ def test_the_budget_counts_over_restarts(tmp_path: Path) -> None:
     assert "skip_budget" in caught.value.remedy
 
 
-def test_a_spike_is_judged_by_the_running_median() -> None:
+def test_a_spike_is_judged_by_what_is_usual() -> None:
     steps = BadSteps(budget=5, spike_factor=10.0, ledger=[], norms=[])
     for _ in range(NORMS_NEEDED - 1):
         assert steps.judge(1.0, 1e6) == Trouble.NONE, "too little is known yet"
@@ -90,6 +90,16 @@ def test_a_spike_is_judged_by_the_running_median() -> None:
     assert steps.judge(1.0, float("inf")) == Trouble.GRADIENT
     assert steps.judge(float("nan"), 1.0) == Trouble.LOSS
     assert BadSteps(budget=5, spike_factor=None, ledger=[], norms=steps.norms).judge(1.0, 1e9) == Trouble.NONE
+
+
+def test_steps_that_have_something_to_learn_from_are_no_spikes_among_steps_that_have_not() -> None:
+    """As with lesions, which most studies of a collection may lack: their gradients were 300 times the median."""
+    steps = BadSteps(budget=5, spike_factor=20.0, ledger=[], norms=[])
+    for number in range(200):
+        norm = 3.0 if number % 5 == 0 else 0.01
+        assert steps.judge(1.0, norm) == Trouble.NONE
+        steps.accept(norm)
+    assert steps.judge(1.0, 61.0) == Trouble.SPIKE
 
 
 def train_with_workers(cloud: Cloud, folder: Path) -> None:
