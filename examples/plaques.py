@@ -35,8 +35,9 @@ def plaque_rows(source: Path, folder: Path, *, family: str) -> list[Row]:
         there: dict[Contrast, Path] = {SERIES[name]: path for name, path in images.items() if path is not None}
         reference = read_nifti(next(iter(there.values())))
         mask = folder / "labels" / f"{patient.name}.nii.gz"
-        plaques = np.where(read_labels(marked, reference) > 0, STRUCTURES["plaque"], 0).astype(np.int16)
-        write_labels(mask, plaques, reference)
+        if not mask.is_file():  # written anew it would be other data, and everything measured on it be measured again
+            plaques = np.where(read_labels(marked, reference) > 0, STRUCTURES["plaque"], 0).astype(np.int16)
+            write_labels(mask, plaques, reference)
         rows.append(
             Row(
                 subject=f"ljubljana-{patient.name}",
