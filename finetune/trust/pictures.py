@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import StrMethodFormatter
 
 from finetune.trust.abstention import AbstentionReport
@@ -82,11 +83,12 @@ def plot_agreement(path: Path, report: AgreementReport) -> None:
     """One line for each thing measured, a colour for each group of scanners."""
     names = [one.name for one in next(iter(report.among.values()))]
     figure = Figure(figsize=(7.4, 1.2 + 0.34 * len(names)), layout="constrained")
-    axes = figure.subplots()
+    axes, known = figure.subplots(), []
     for number, (scanners, found) in enumerate(report.among.items()):
-        for place, one in enumerate(found):
-            _plot_estimate(axes, place + 0.3 * number, one.icc, COLOURS[4 + number], scanners if place == 0 else None)
-    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+        known.append(Line2D([], [], marker="o", linestyle="", color=COLOURS[4 + number], label=scanners))
+        for place, one in enumerate(found):  # any of which may not be estimable
+            _plot_estimate(axes, place + 0.3 * number, one.icc, COLOURS[4 + number])
+    axes.legend(handles=known, frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     _finish(axes, names, f"ICC(2,1) of {report.subjects}")
     save_png(path, figure)
 
@@ -145,12 +147,12 @@ def _plot_estimates(
     save_png(path, figure)
 
 
-def _plot_estimate(axes: Axes, place: float | int, estimate: Estimate, colour: str, label: str | None = None) -> None:
+def _plot_estimate(axes: Axes, place: float | int, estimate: Estimate, colour: str) -> None:
     if estimate.value is None:
         return
     if estimate.low is not None and estimate.high is not None:
         axes.plot([estimate.low, estimate.high], [place, place], color=colour, linewidth=2.5, solid_capstyle="round")
-    axes.scatter([estimate.value], [place], s=36, color=colour, edgecolors="white", zorder=3, label=label)
+    axes.scatter([estimate.value], [place], s=36, color=colour, edgecolors="white", zorder=3)
 
 
 def _finish(axes: Axes, names: Sequence[str], label: str) -> None:

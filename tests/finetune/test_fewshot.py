@@ -24,7 +24,10 @@ ROWS = {
     "segmentation": ["from scratch", "all weights", "LoRA recipe", "frozen encoder", "DynUNet from scratch", "atlas"],
     "regression": ["from scratch", "all weights", "LoRA recipe", "frozen encoder", "DenseNet from scratch"],
 }
-LAST = {"segmentation": ["intensity threshold"], "regression": ["linear, frozen features", "majority or mean"]}
+LAST = {
+    "segmentation": ["intensity threshold"],
+    "regression": ["linear, frozen features", "linear, measured volumes", "majority or mean"],
+}
 
 
 @pytest.fixture
@@ -79,6 +82,7 @@ def test_without_an_encoder_only_what_needs_none_is_fitted(config, tmp_path: Pat
     assert [one["title"] for one in content["3"]["scores"]] == [
         "from scratch",
         "DenseNet from scratch",
+        "linear, measured volumes",
         "majority or mean",
     ]
 
