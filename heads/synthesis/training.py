@@ -41,9 +41,9 @@ class TrainSynthesisConfig(Config):
 
     network: TranslatorConfig = TranslatorConfig()
     training: TrainingConfig = TrainingConfig(
-        steps=1200, batch_size=1, learning_rate=2e-3, warmup_steps=30, weight_decay=0.0, ema_decay=0.99
+        steps=500, batch_size=1, learning_rate=2e-3, warmup_steps=30, weight_decay=0.0, ema_decay=0.99
     )
-    cohort: StreamConfig = StreamConfig(subjects=24, contrasts=CONTRASTS, missing_series=0.0)
+    cohort: StreamConfig = StreamConfig(subjects=12, contrasts=CONTRASTS, missing_series=0.0)
     variants: Annotated[int, Field(ge=1)] = 2
     kept_slices: Annotated[int, Field(ge=1)] = 24
     slices: Annotated[int, Field(ge=1)] = 4
