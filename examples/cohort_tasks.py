@@ -77,9 +77,10 @@ def main() -> int:
     try:
         manifest = write_families(arguments.out / "cohort")
         for name in arguments.only:
+            known = manifest
             if name == "lesion" and arguments.plaques is not None:
-                manifest = with_plaques(manifest, arguments.plaques)
-            print(f"\n{measure(name, manifest, arguments.out / name, arguments.seeds, arguments.set)}\n")
+                known = with_plaques(manifest, arguments.plaques)
+            print(f"\n{measure(name, known, arguments.out / name, arguments.seeds, arguments.set)}\n")
     except InputError as error:
         print(f"cohort_tasks: {error}", file=sys.stderr)
         return 2
@@ -114,8 +115,9 @@ def write_families(folder: Path) -> Path:
 def with_plaques(manifest: Path, source: Path) -> Path:
     """The same collection with real patients in its test split."""
     rows = [*read_manifest(manifest).rows, *plaque_rows(source, manifest.parent, family=REAL)]
-    write_manifest(manifest.with_name("manifest-plaques.jsonl"), rows)
-    return manifest.with_name("manifest-plaques.jsonl")
+    extended = manifest.with_name("manifest-plaques.jsonl")
+    write_manifest(extended, rows)
+    return extended
 
 
 def measure(name: str, manifest: Path, folder: Path, seeds: Sequence[int], overrides: Sequence[str]) -> str:

@@ -73,7 +73,7 @@ def complete_scans(data: Path) -> dict[str, Callable[[], RawData]]:
     }
 
 
-def held_back(path: Path) -> dict[str, float]:
+def held_back(path: Path, network: Unrolled) -> dict[str, float]:
     """Of a scan without reference: the part of the energy of samples kept back that the image does not predict.
 
     Zero filling predicts nothing, which is 1; noise alone keeps anything from reaching 0.
@@ -91,7 +91,7 @@ def held_back(path: Path) -> dict[str, float]:
     images = {
         "cg-sense": solve_sense(one.operator, one.kspace, CG_ITERATIONS, CG_PENALTY),
         "l1-wavelet": solve_l1_wavelet(one),
-        LEARNED: learned_image(replace(raw, kspace=raw.kspace * ~away, mask=(mask & ~away)[None]))[0] / scale,
+        LEARNED: learned_image(network, replace(raw, kspace=raw.kspace * ~away, mask=(mask & ~away)[None]))[0] / scale,
     }
     return {
         name: float(((everywhere.forward(image) - wanted) * away).norm() ** 2 / wanted.norm() ** 2)
@@ -100,9 +100,9 @@ def held_back(path: Path) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def learned_image(raw: RawData) -> Complex[torch.Tensor, "slices rows columns"]:
+def learned_image(network: Unrolled, raw: RawData) -> Complex[torch.Tensor, "slices rows columns"]:
     scan = Scan.of(raw)
-    return scan.scale * Unrolled.load(folder_of(None)).reconstruct(scan).image
+    return scan.scale * network.reconstruct(scan).image
 
 
 def row(name: str, result: Comparison) -> list[str]:
@@ -119,7 +119,8 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     chosen = parser.parse_args()
-    learnt = {LEARNED: LearnedMethod(Unrolled.load(folder_of(None)))}
+    network = Unrolled.load(folder_of(None))
+    learnt = {LEARNED: LearnedMethod(network)}
     assert set(ACCELERATED) | set(PARTIAL) == set(METHODS)
     lines, record = ["| scan | kept | method | NMSE | PSNR | SSIM |", "|---|---|---|---|---|---|"], {}
     for name, read in complete_scans(chosen.data).items():
@@ -135,7 +136,7 @@ def main() -> None:
             record[words] = result.scores()
             lines += row(words, result)
     print("\n".join(lines))
-    record["held back"] = held_back(chosen.data / "kspace_sigpy_brain8ch" / "cartesian_ksp.npy")
+    record["held back"] = held_back(chosen.data / "kspace_sigpy_brain8ch" / "cartesian_ksp.npy", network)
     print("head, 8 coils, accelerated 8 times by the scanner; unexplained energy of samples kept back:")
     print(", ".join(f"{name} {value:.3f}" for name, value in record["held back"].items()))
     with write_aside(chosen.out / "reconstruction.json") as aside:

@@ -374,9 +374,14 @@ def model_folders(root: Path | None = None) -> list[Path]:
     return sorted(file.parent for file in root.glob("*/config.json"))
 
 
+def default_folders(*kinds: str) -> list[Path]:
+    """Of the models that are used when none is named, those of some kinds."""
+    return [folder for folder in model_folders() if read_about(folder)["kind"] in kinds]
+
+
 def default_models() -> list[Path]:
-    """The models used when none is named: those for a task, whole or as adapters; a backbone or a writer may lie beside them."""
-    return [folder for folder in model_folders() if read_about(folder)["kind"] in ("task", "adapter")]
+    """Those for a task, whole or as adapters; a backbone, a writer or a reconstruction may lie beside them."""
+    return default_folders("task", "adapter")
 
 
 def load_task(folder: Path) -> tuple[TaskModel, TaskConfig, str]:

@@ -22,7 +22,7 @@ from jaxtyping import Complex, Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from foundation.checkpoint import load_model_folder, read_about, save_model_folder
+from foundation.checkpoint import load_model_folder, save_model_folder
 from foundation.config import Config
 from foundation.encoder import Encoder, EncoderConfig
 from foundation.errors import InputError
@@ -31,7 +31,7 @@ from foundation.reconstruction.methods import solve_normal
 from foundation.reconstruction.metrics import K1, K2, WINDOW
 from foundation.tokens import PATCH
 from heads._unet import NORM_GROUPS, UNet
-from heads.base import model_folders
+from heads.base import default_folders
 from heads.reconstruction.scan import CONTEXT_SIZE, FAULTED, Scan
 
 KIND = "reconstruction"
@@ -196,7 +196,7 @@ def folder_of(named: Path | None) -> Path:
 
 def default_network() -> Path | None:
     """The network among the models that are used when none is named, if there is one."""
-    return next((folder for folder in model_folders() if read_about(folder)["kind"] == KIND), None)
+    return next(iter(default_folders(KIND)), None)
 
 
 def as_real(*images: Complex[Tensor, "slices rows columns"]) -> Float[Tensor, "slices parts rows columns"]:

@@ -21,7 +21,7 @@ from foundation.checkpoint import read_about
 from foundation.errors import InputError
 from foundation.findings import Reading
 from foundation.study import Study
-from heads.base import model_folders
+from heads.base import default_folders
 from heads.report import SECTIONS, Draft, Sentence
 from heads.report.plan import Statement, Style, plan
 from heads.report.slots import UnfilledSlot, fill
@@ -71,7 +71,7 @@ def load_writers(folders: Sequence[Path], backbones: Sequence[Path] = ()) -> tup
 
 def default_writers() -> list[Path]:
     """The small decoders among the models that are used when none is named."""
-    return [folder for folder in model_folders() if read_about(folder)["kind"] == "report"]
+    return default_folders("report")
 
 
 def load_writer(folder: Path, backbones: Sequence[Path] = ()) -> Writer:
