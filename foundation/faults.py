@@ -156,19 +156,24 @@ class Feed:
         return self
 
     def __next__(self) -> Any:
-        self._is_waiting = True
         try:
-            if self._has_missed:
-                self._has_missed = False
-                self._torchs(signal.SIGCHLD, None)  # pyright: ignore[reportCallIssue, reportOptionalCall]
-            batch = next(self._batches)
-            self._number += 1
-            return batch
+            batch = self._awaited()
         except (RuntimeError, ConnectionError, EOFError) as error:
             if self._num_workers == 0:
                 raise
             worker, reads = self._number % self._num_workers, self._reads(self._number)
             raise worker_trouble(error, worker=worker, reads=reads, timeout_s=self._timeout_s) or error from None
+        self._number += 1
+        return batch
+
+    def _awaited(self) -> Any:
+        """The next batch. Once this is left the handler is silent: it may not end the telling of what it already ended."""
+        self._is_waiting = True
+        try:
+            if self._has_missed:
+                self._has_missed = False
+                self._torchs(signal.SIGCHLD, None)  # pyright: ignore[reportCallIssue, reportOptionalCall]
+            return next(self._batches)
         finally:
             self._is_waiting = False
 
