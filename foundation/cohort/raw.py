@@ -37,7 +37,7 @@ from foundation.physics.kspace import (
 from foundation.physics.relaxometry import TissueTable
 from foundation.raw import RawData
 
-FINER = 1.25  # voxels of the acquisition over those of the head
+FINER = 1.25  # pixels of the acquisition over voxels of the head
 SPOT_RADII_MM, SPOT_CONTRAST = (2.0, 7.0), (0.15, 0.6)
 
 
@@ -54,6 +54,7 @@ def simulate_raw(
     noise: float = 0.02,
     anywhere: bool = False,
     spots: int = 0,
+    finer: float = FINER,
 ) -> RawData:
     """Axial slices, evenly spaced, complete and noisy; `planned` says which columns an accelerated scan would have kept.
 
@@ -61,7 +62,8 @@ def simulate_raw(
     whole head, every other slice.
 
     `noise` is the standard deviation of each channel's real and imaginary part over the mean signal of the head. Up to
-    `spots` in each slice are brighter or darker than the head has them: small things that are nowhere else.
+    `spots` in each slice are brighter or darker than the head has them: small things that are nowhere else. A pixel is
+    `finer` times as wide as a voxel of the head, more than once.
     """
     protocol = draw_protocol(contrast, anatomy.subject, float(anatomy.spacing_mm[0]), generator)
     protocol = replace(protocol, artefact=None, voxel_mm=tuple(anatomy.spacing_mm.tolist()), tilt_deg=(0.0, 0.0, 0.0))
@@ -75,7 +77,7 @@ def simulate_raw(
         step = max(1, round((high - low) / max(1, num_slices - 1)))
         first = round(low) + (int(generator.integers(-step // 2, step // 2 + 1)) if anywhere else 0)
         chosen = list(range(first, min(signal.shape[2], first + num_slices * step), step))
-    height, width = (2 * int(n / FINER / 2) for n in signal.shape[:2])
+    height, width = (2 * int(n / finer / 2) for n in signal.shape[:2])
     sigma = noise * typical_signal(signal)
     middle = (signal.shape[2] - 1) / 2
     coil_seed = int(generator.integers(2**31))
@@ -99,7 +101,7 @@ def simulate_raw(
         "mask": mask,
         "acceleration": acceleration,
         "sigma": sigma,
-        "voxel_mm": [FINER * spacing for spacing in anatomy.spacing_mm.tolist()[:2]],
+        "voxel_mm": [finer * spacing for spacing in anatomy.spacing_mm.tolist()[:2]],
     }
     voxels = anatomy.affine[:3, :3] * (signal.shape[0] / height, signal.shape[1] / width, step)
     origin = apply_affine(

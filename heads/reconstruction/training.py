@@ -19,7 +19,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from foundation.checkpoint import load_model_folder
-from foundation.cohort.raw import simulate_raw
+from foundation.cohort.raw import FINER, simulate_raw
 from foundation.cohort.stream import StreamConfig, shared_stream
 from foundation.config import Config, save_config
 from foundation.errors import did_you_mean
@@ -47,8 +47,9 @@ class TrainReconstructionConfig(Config):
 
     `tasks` are the shares of what is learned, of `heads/reconstruction/tasks.py`; what is not named is not learned.
     `variants` scans are made of each head, and kept in memory (some MB each), since to make one takes about as long as to
-    learn from it; None makes another one each time. A step sees `slices_a_step` of the `num_slices` of one. `denoise` above 1 is 1,
-    so that more are to be noise-free than lie between. `start` is the folder of a model to begin with the weights of.
+    learn from it; None makes another one each time. A step sees `slices_a_step` of the `num_slices` of one. Pixels are `finer`
+    times as wide as the voxels of the head. `denoise` above 1 is 1, so that more are to be noise-free than lie between. `start`
+    is the folder of a model to begin with the weights of.
 
     `beside` are other networks that learn from the same scans in the same steps, to compare with.
     """
@@ -73,6 +74,7 @@ class TrainReconstructionConfig(Config):
     num_coils: tuple[int, int] = (4, 8)
     noise: tuple[float, float] = (0.005, 0.04)
     spots: Annotated[int, Field(ge=0)] = 6
+    finer: tuple[float, float] = (FINER, FINER)
     acceleration: tuple[float, float] = (2.5, 9.0)
     denoise: tuple[float, float] = (0.0, 2.0)
     tasks: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=lambda: dict(MIXTURE))
@@ -148,7 +150,7 @@ class CohortScans:
         return scan.aiming_at(spoilt.whole)
 
     def raw(self, index: int, rng: np.random.Generator) -> RawData:
-        """A complete scan of a head: contrast, coils, noise, slices, and which axis is phase-encoded, are drawn."""
+        """A complete scan of a head: contrast, coils, noise, slices, pixels, and which axis is phase-encoded, are drawn."""
         config = self.config
         raw = simulate_raw(
             *self.stream.head(index),
@@ -159,6 +161,7 @@ class CohortScans:
             noise=float(rng.uniform(*config.noise)),
             anywhere=True,
             spots=config.spots,
+            finer=float(rng.uniform(*config.finer)),
         )
         return turned(raw) if rng.random() < 0.5 else raw
 
