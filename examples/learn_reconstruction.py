@@ -22,8 +22,8 @@ from heads.reconstruction.training import TrainReconstructionConfig, train_recon
 
 SMALL = UnrolledConfig(cascades=3, channels=12)
 BESIDE = {
-    "seeing": UnrolledConfig(cascades=6, encoder=EncoderConfig(width=64, depth=2), encoder_rate=0.3),
-    "untold": UnrolledConfig(cascades=6, context=False),
+    "seeing": UnrolledConfig(encoder=EncoderConfig(width=64, depth=2), encoder_rate=0.3),
+    "untold": UnrolledConfig(context=False),
     "unet": UnrolledConfig(unrolled=False, cascades=1, channels=28),
 }
 

@@ -7,7 +7,7 @@ On heads that were not trained on, of the family trained on and of the one held 
 slice thickness), 8 coils, against the noise-free image:
 
     table        R = 4 and 8, equispaced lines and Poisson disc, every method, intervals over heads, a slice each
-    lesions      lesions put into the measurement: missed ones, and invented ones, at R = 4
+    lesions      lesions put into the measurement: missed ones, and invented ones, at R = 4, and with all samples
     doubt        whether errors are as large as the network expects
     tasks        what else it was trained for: partial Fourier, noise, a small matrix, thick slices, ghosts, motion
     structures   whether a segmentation model (--segmenter) finds in whole heads what it finds in the noise-free image
@@ -60,6 +60,7 @@ FIRST_HEAD = 1000  # of the cohort; training has the first ones
 NOISE, COILS = 0.02, 8
 CONDITIONS = (("equispaced", 4), ("equispaced", 8), ("poisson", 4), ("poisson", 8))
 FAMILIES = ("usual", "shifted")
+COMPLETE = "lesions of complete scans"
 RESAMPLES = 2000
 
 # Lesions: discs, 5 to 12 mm across, that differ by so much from what is around them.
@@ -91,6 +92,7 @@ def main() -> None:
     methods = {
         "table": {name: every[name] for name in (*classical, *learnt)},
         "lesions": every,
+        COMPLETE: {"cg-sense, all samples": every["cg-sense"]},
         "tasks": {name: method for name, method in learnt.items() if name == LEARNED},
         "structures": {name: every[name] for name in every if name != "l1-wavelet"},  # a minute a head
     }
@@ -98,13 +100,14 @@ def main() -> None:
     measure: dict[str, Callable[[Held, Any], Iterable[Row]]] = {
         "table": table_rows,
         "lesions": lesion_rows,
+        COMPLETE: partial(lesion_rows, complete=True),
         "tasks": task_rows,
         "structures": lambda held, method: structure_rows(held, method, segmenter),
     }
     chosen.out.mkdir(parents=True, exist_ok=True)
     rows = chosen.out / "rows.jsonl"
     done = {(row["family"], row["head"], row["part"], row["method"]) for row in read_rows(rows)}
-    parts = [part for part in chosen.parts if part in methods]
+    parts = [part for part in methods if part in chosen.parts or (part == COMPLETE and "lesions" in chosen.parts)]
     for number in progress_over(range(chosen.heads)):
         for family in chosen.families:
             held = Held(number, family, chosen.spacing)
@@ -212,10 +215,11 @@ def _patch_means(values: Float[np.ndarray, "slices rows columns"], edge: int = 8
 
 @dataclass(frozen=True)
 class Lesions:
-    """A scan at R = 4 with a lesion in each slice, and the same scan without it. As many lesions are dark as bright."""
+    """A complete scan with a lesion in each slice, and the same scan without it. As many lesions are dark as bright."""
 
     there: RawData
     absent: RawData
+    mask: Bool[torch.Tensor, "1 1 #rows #columns"]  # R = 4
     target: Float[torch.Tensor, "slices rows columns"]
     change: Float[torch.Tensor, "slices rows columns"]
     inside: Bool[np.ndarray, "slices rows columns"]
@@ -238,14 +242,16 @@ class Lesions:
         phase = torch.polar(torch.ones_like(image.real), image.angle())
         with_it = replace(raw, kspace=raw.kspace + to_kspace(maps * (change * phase)[:, None]))
         mask = undersampling(raw, "equispaced", 4, seed).draw(raw)
-        return cls(with_it.keep(mask), raw.keep(mask), target, change, inside, spacing_mm)
+        return cls(with_it, raw, mask, target, change, inside, spacing_mm)
 
 
-def lesion_rows(held: Held, solve: Solve) -> Iterator[Row]:
+def lesion_rows(held: Held, solve: Solve, *, complete: bool = False) -> Iterator[Row]:
     """Missed: less than half of the contrast at its place. Invented: what stands out as such a lesion would, in the image of
     the head without it, where the truth has nothing that stands out half as much."""
     lesions = held.lesions
-    there, absent, target, change = solve(lesions.there), solve(lesions.absent), lesions.target, lesions.change
+    scans = (lesions.there, lesions.absent)
+    there, absent = (solve(scan if complete else scan.keep(lesions.mask)) for scan in scans)
+    target, change = lesions.target, lesions.change
     shown, followed = [], []
     for a, b, t, w in zip(there, absent, target, change):
         core = w.abs() > 0.5 * w.abs().max()
@@ -415,14 +421,14 @@ def tables(rows: Sequence[Row]) -> list[str]:
     """Markdown, of whatever was measured of each family."""
     texts = []
     for family in FAMILIES:
-        for part, make in (
-            ("table", method_table),
-            ("table", doubt_table),
-            ("lesions", lesion_table),
-            ("tasks", task_table),
-            ("structures", structure_table),
+        for parts, make in (
+            (("table",), method_table),
+            (("table",), doubt_table),
+            (("lesions", COMPLETE), lesion_table),
+            (("tasks",), task_table),
+            (("structures",), structure_table),
         ):
-            mine = [row for row in rows if row["family"] == family and row["part"] == part]
+            mine = [row for row in rows if row["family"] == family and row["part"] in parts]
             if make is doubt_table:
                 mine = [row for row in mine if "doubt" in row and row["method"] == LEARNED]
             if mine:

@@ -10,9 +10,10 @@ Coordinates are the patient's RAS+ millimetres, as in `foundation.study`: a larg
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
@@ -374,9 +375,8 @@ def measure_structures(
     assert labels.shape == series.shape, (labels.shape, series.shape)
     midline, why_no_side = find_midline(series, body)
     findings: list[Finding] = []
-    for structure, shown, (first, second) in _tallied(
-        labels, series, structures, midline, probabilities, whole_pieces=count_pieces
-    ):
+    count = partial(_tally, series=series, midline=midline, probabilities=probabilities, whole_pieces=count_pieces)
+    for structure, shown, (first, second) in _tallied(labels, structures, count):
         sides: Mapping[Side, _Tally]
         if not structure.paired:
             sides = {"midline": first}
@@ -415,26 +415,17 @@ def measure_structures(
 
 
 def _tallied(
-    labels: np.ndarray,
-    series: Series,
-    structures: Sequence[Structure],
-    midline: np.ndarray | None,
-    probabilities: np.ndarray | None,
-    *,
-    whole_pieces: bool,
+    labels: np.ndarray, structures: Sequence[Structure], count: Callable[..., list[tuple[_Tally, _Tally]]]
 ) -> Iterator[tuple[Structure, np.ndarray, tuple[_Tally, _Tally]]]:
     """Each structure with the label map that shows it and its tallies: all from one map, but those that have parts."""
     whole = [one for one in structures if not (one.also and np.isin(labels, one.also).any())]
-    tallies: dict[int, tuple[_Tally, _Tally]] = {}
-    if whole:
-        found = _tally(labels, series, whole, midline, probabilities, whole_pieces=whole_pieces)
-        tallies = dict(zip(map(id, whole), found, strict=True))
+    tallies = dict(zip(map(id, whole), count(labels, whole), strict=True)) if whole else {}
     for one in structures:
         if id(one) in tallies:
             yield one, labels, tallies[id(one)]
         else:
             joined = np.where(np.isin(labels, one.also), one.value, labels)
-            yield one, joined, _tally(joined, series, [one], midline, probabilities, whole_pieces=whole_pieces)[0]
+            yield one, joined, count(joined, [one])[0]
 
 
 @dataclass(frozen=True)
@@ -524,11 +515,11 @@ def _surface_mm(series: Series, body: np.ndarray) -> Float[np.ndarray, "3 n"]:
 
 def _tally(
     labels: np.ndarray,
-    series: Series,
     structures: Sequence[Structure],
+    *,
+    series: Series,
     midline: np.ndarray | None,
     probabilities: np.ndarray | None,
-    *,
     whole_pieces: bool,
 ) -> list[tuple[_Tally, _Tally]]:
     """For each structure what lies right and left of the midline; all of it in the first when it is not to be split.

@@ -52,7 +52,7 @@ class UnrolledConfig(Config):
     U-Net (or several in a row) that has the zero-filled image and never sees the samples again.
     """
 
-    cascades: Annotated[int, Field(ge=1)] = 3
+    cascades: Annotated[int, Field(ge=1)] = 6
     channels: Annotated[int, Field(ge=NORM_GROUPS, multiple_of=NORM_GROUPS)] = 16
     start_steps: Annotated[int, Field(ge=1)] = 6
     data_steps: Annotated[int, Field(ge=1)] = 3

@@ -54,7 +54,7 @@ class TrainReconstructionConfig(Config):
     `beside` are other networks that learn from the same scans in the same steps, to compare with.
     """
 
-    network: UnrolledConfig = UnrolledConfig(cascades=6)
+    network: UnrolledConfig = UnrolledConfig()
     beside: dict[str, UnrolledConfig] = Field(default_factory=dict)
     start: Path | None = None
     training: TrainingConfig = TrainingConfig(

@@ -100,6 +100,23 @@ def test_a_whole_head_is_every_other_slice_where_it_lies() -> None:
     np.testing.assert_allclose(raw.affine[:3, 2], 2 * anatomy.affine[:3, 2])
 
 
+def test_wider_pixels_show_the_same_place() -> None:
+    anatomy, tissues = make_anatomy(CohortConfig(spacing_mm=4.0), 0)
+    narrow, wide = (
+        simulate_raw(anatomy, tissues, "T2w", np.random.default_rng(0), num_slices=1, noise=0.0, finer=finer)
+        for finer in (1.25, 2.5)
+    )
+    assert (
+        narrow.affine is not None and wide.affine is not None and narrow.target is not None and wide.target is not None
+    )
+    np.testing.assert_allclose(np.linalg.norm(wide.affine[:3, :2], axis=0), 10.0, rtol=0.1)
+    middles = []
+    for raw, target in ((narrow, narrow.target), (wide, wide.target)):
+        places = np.argwhere(target[0].numpy() > 0.3 * float(target.max()))
+        middles.append(apply_affine(raw.affine, [*places.mean(axis=0), 0.0]))
+    np.testing.assert_allclose(middles[0], middles[1], atol=1.5)
+
+
 def test_files_are_in_fastmri_s_layout_and_the_same_each_time(raw: RawData, tmp_path: Path) -> None:
     for name in ("one.h5", "two.h5"):
         write_raw(tmp_path / name, raw, subject="sub-00000")
