@@ -8,6 +8,7 @@ own, sensitivities are estimated from the lines that the mask keeps, and noise i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from foundation.checkpoint import load_model_folder
+from foundation.checkpoint import load_model_folder, shapes_of
 from foundation.cohort.raw import FINER, simulate_raw
 from foundation.cohort.stream import StreamConfig, shared_stream
 from foundation.config import Config, save_config
@@ -26,12 +27,14 @@ from foundation.errors import did_you_mean
 from foundation.raw import RawData
 from foundation.study import CONTRASTS
 from foundation.training import Draw, TrainingConfig, TrainingResult, fold, software_versions, train
+from heads.adapters.folder import encoder_of
 from heads.reconstruction.network import KIND, Scans, Unrolled, UnrolledConfig, collate
 from heads.reconstruction.scan import Scan
 from heads.reconstruction.tasks import TASKS, draw_task
 
 MIXTURE = {"acceleration": 0.7, **dict.fromkeys(TASKS, 0.3 / len(TASKS))}
 MODEL = "model"
+ENCODED = re.compile(r"^encoder\.|\.look\.")  # what a network without an encoder does not have
 UNTOLD = 0.3  # how often the contrast and the noise are kept from the network, since files often do
 
 CARD = """# Reconstruction of accelerated scans
@@ -49,7 +52,8 @@ class TrainReconstructionConfig(Config):
     `variants` scans are made of each head, and kept in memory (some MB each), since to make one takes about as long as to
     learn from it; None makes another one each time. A step sees `slices_a_step` of the `num_slices` of one. Pixels are `finer`
     times as wide as the voxels of the head. `denoise` above 1 is 1, so that more are to be noise-free than lie between. `start`
-    is the folder of a model to begin with the weights of.
+    is the folder of a model whose weights every network begins with, as far as it has them; `encoder_start` that of a model
+    whose encoder those with an encoder of its shape begin with.
 
     `beside` are other networks that learn from the same scans in the same steps, to compare with.
     """
@@ -57,6 +61,7 @@ class TrainReconstructionConfig(Config):
     network: UnrolledConfig = UnrolledConfig()
     beside: dict[str, UnrolledConfig] = Field(default_factory=dict)
     start: Path | None = None
+    encoder_start: Path | None = None
     training: TrainingConfig = TrainingConfig(
         steps=2600,
         batch_size=1,
@@ -181,6 +186,19 @@ def turned(raw: RawData) -> RawData:
     )
 
 
+def begun(network: Unrolled, config: TrainReconstructionConfig) -> Unrolled:
+    """The network with the weights that it is to begin with; without an encoder to begin as, its own is left as it is."""
+    if config.start is not None:
+        loaded = load_model_folder(config.start, kind=KIND, config=UnrolledConfig)
+        shapes = shapes_of(network)
+        if loaded.config.encoder is None:
+            shapes = {name: shape for name, shape in shapes.items() if not ENCODED.search(name)}
+        network.load_state_dict(loaded.checked(shapes), strict=False)
+    if config.encoder_start is not None and network.encoder is not None:
+        network.encoder.load_state_dict(encoder_of(config.encoder_start).state_dict())
+    return network
+
+
 def train_reconstruction(
     config: TrainReconstructionConfig,
     folder: Path,
@@ -192,9 +210,7 @@ def train_reconstruction(
     networks = {}
     for name, one in {MODEL: config.network, **config.beside}.items():
         torch.manual_seed(config.training.seed)
-        networks[name] = Unrolled(one)
-    if config.start is not None:
-        load_model_folder(config.start, kind=KIND, config=UnrolledConfig).fill(networks[MODEL])
+        networks[name] = begun(Unrolled(one), config)
     save_config(config, folder / "config.yaml")
     together, samples = Together(networks), CohortScans(config)
     result = train(together, samples, config.training, folder, label="reconstruction", on_start=on_start)

@@ -27,7 +27,7 @@ from heads.reconstruction.command import LearnedMethod, learned, reconstruct_com
 from heads.reconstruction.network import PENALTY, START_PENALTY, Scans, Unrolled, UnrolledConfig, ssim
 from heads.reconstruction.scan import CONTEXT_SIZE, Scan
 from heads.reconstruction.tasks import as_magnitude
-from heads.reconstruction.training import CohortScans, TrainReconstructionConfig, train_reconstruction
+from heads.reconstruction.training import CohortScans, TrainReconstructionConfig, begun, train_reconstruction
 
 SMALL = UnrolledConfig(cascades=2, channels=8)
 WITH_ENCODER = UnrolledConfig(cascades=2, channels=8, encoder=EncoderConfig(width=64, depth=1))
@@ -232,6 +232,24 @@ def test_samples_are_functions_of_their_draw() -> None:
     tokens = Scan.of(accelerated(samples.raw(0, default_rng(0))), with_tokens=True)
     assert tokens.tokens is not None and tokens.only(1).tokens is not None
     torch.testing.assert_close(tokens.only(1).tokens.patches[0], tokens.tokens.patches[1])  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def test_a_network_that_goes_on_begins_as_what_it_goes_on_from(raw: RawData, tmp_path: Path) -> None:
+    before, eyes = make(SMALL), make(WITH_ENCODER)
+    before.save(tmp_path / "before", card="# test\n", provenance={})
+    assert eyes.encoder is not None
+    eyes.encoder.save(tmp_path / "eyes", card="# test\n", provenance={})
+    config = small_training(1).model_copy(
+        update={"start": tmp_path / "before", "encoder_start": tmp_path / "eyes", "beside": {"eyes": WITH_ENCODER}}
+    )
+    torch.manual_seed(5)
+    same, looking = (begun(Unrolled(one), config).eval() for one in (SMALL, WITH_ENCODER))
+    assert looking.encoder is not None
+    for name, value in eyes.encoder.state_dict().items():
+        assert torch.equal(looking.encoder.state_dict()[name], value), name
+    wanted = learned(before, accelerated(raw))
+    assert torch.equal(learned(same, accelerated(raw)), wanted)
+    torch.testing.assert_close(learned(looking, accelerated(raw)), wanted)  # features weigh nothing yet
 
 
 def test_it_learns_a_scan(raw: RawData) -> None:
