@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from examples.ixi import write_ixi_manifest
+from examples.learn_reconstruction import fine, going_on
 from examples.measure_reconstruction import Held, progress_over, table_rows, tables
 from examples.real import CONFIGS, synthetic_heads
 from finetune.config import FinetuneConfig
@@ -147,7 +148,9 @@ def writer(arguments: argparse.Namespace) -> None:
 def reconstruction(arguments: argparse.Namespace) -> None:
     folder, out = arguments.folder / "reconstruction", arguments.out / "reconstruction"
     if not (folder / "model" / "config.json").is_file():
-        train_reconstruction(TrainReconstructionConfig(), folder)
+        wide = arguments.folder / "reconstruction-wide"
+        train_reconstruction(TrainReconstructionConfig(), wide)
+        train_reconstruction(going_on(fine(), wide / "model"), folder)
     shrink_model_folder(folder / "model", out, config=read_about(folder / "model")["config"], card=OURS)
     methods: dict[str, Solve] = {name: partial(reconstruct, method=name) for name in ("cg-sense", "l1-wavelet")}
     methods[LEARNED] = LearnedMethod(Unrolled.load(out))

@@ -56,6 +56,11 @@ def fine() -> TrainReconstructionConfig:
     )
 
 
+def going_on(config: TrainReconstructionConfig, start: Path) -> TrainReconstructionConfig:
+    training = config.training.model_copy(update={"learning_rate": LATER_RATE})
+    return config.model_copy(update={"start": start, "training": training})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
@@ -68,15 +73,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     chosen = parser.parse_args()
     config = smoke() if chosen.smoke else fine() if chosen.fine else TrainReconstructionConfig()
-    training, beside = config.training, {name: BESIDE[name] for name in chosen.compare}
     if chosen.start is not None:
-        training = training.model_copy(update={"learning_rate": LATER_RATE})
+        config = going_on(config, chosen.start)
     if chosen.steps is not None:
-        training = training.model_copy(update={"steps": chosen.steps})
+        config = config.model_copy(update={"training": config.training.model_copy(update={"steps": chosen.steps})})
+    beside = {name: BESIDE[name] for name in chosen.compare}
     if chosen.encoder is not None:
         beside["looking"] = UnrolledConfig(encoder=encoder_of(chosen.encoder).config)
-    starts = {"start": chosen.start, "encoder_start": chosen.encoder}
-    config = config.model_copy(update={"training": training, "beside": beside, **starts})
+    config = config.model_copy(update={"beside": beside, "encoder_start": chosen.encoder})
     _, result = train_reconstruction(config, chosen.out)
     print(f"trained for {result.seconds:.0f} s, last loss {result.last_loss:.3f}")
 
