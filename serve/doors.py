@@ -29,13 +29,13 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 GRADIO = "/gradio_api"
 FORMS = ("/login", "/logout")
-OPEN = ("/login",)  # what nobody needs to be logged in for
+OPEN = ("/login", "/enter")  # what nobody needs to be logged in for
 PAGE = re.compile(
     r"/|/config/?|/theme\.css|/robots\.txt|/favicon\.ico|/manifest\.json|/(assets|static|svelte)/.*|"
     rf"{GRADIO}/(upload|upload_progress|queue/join|queue/data|cancel|reset/?|startup-events|component_server/?|app_id/?|theme\.css|"
     r"heartbeat/[A-Za-z0-9]+|file=.*)"
 )
-OURS = re.compile(r"/(login|logout)|/(cases|api)/.*")
+OURS = re.compile(r"/(login|logout|enter)|/(cases|api)/.*")
 BODY_BYTES = 4 * 2**20  # of what is no upload; a drawn mask comes as one
 UPLOADS = (f"{GRADIO}/upload", "/api/studies")
 WINDOW_S = 3600.0
@@ -234,7 +234,7 @@ class Door:
             raise Refused(404, "Not found.")
         headers = _headers(scope)
         user = self._user(path, headers)
-        if user is None and path not in OPEN and not (path == "/" and b"token=" in scope.get("query_string", b"")):
+        if user is None and path not in OPEN:
             if method == "GET" and path in ("/", "/logout") and "text/html" in headers.get("accept", ""):
                 raise Refused(303, "Log in.", {"location": f"{self.root_path}/login"})
             raise Refused(401, "Not logged in.")

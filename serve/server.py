@@ -285,12 +285,9 @@ class Server:
             response.delete_cookie(self.app.cookie)
             return response
 
-        @app.middleware("http")
-        async def token_link(request: fastapi.Request, call_next: Any) -> Response:
+        @app.get("/enter")
+        def enter(token: str = "") -> Response:
             """Whoever comes by the printed link gets a session and an address without the secret."""
-            token = request.query_params.get("token")
-            if request.url.path != "/" or token is None:
-                return await call_next(request)
             if self.users is not None or not hmac.compare_digest(token.encode(), self.token.encode()):
                 return RedirectResponse(f"{root}/login", 303)
             return self._entered(self.sessions.begin(LOCAL))
@@ -610,7 +607,7 @@ def _tell_when_up(said: Any, server: Server, host: str, port: int) -> None:
     while not said.started:
         time.sleep(0.05)
     shown = "127.0.0.1" if host in ("0.0.0.0", "::", "localhost") else host
-    secret = f"/?token={server.token}" if server.users is None else ""
+    secret = f"/enter?token={server.token}" if server.users is None else ""
     print(f"Larmor is at http://{shown}:{port}{server.settings.root_path}{secret}", flush=True)
     if server.users is None:
         print(

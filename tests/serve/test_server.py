@@ -105,7 +105,8 @@ def test_nobody_gets_anything(server: Running):
                  f"{GRADIO}/info", f"{GRADIO}/openapi.json", f"{GRADIO}/startup-events", f"{GRADIO}/app_id",
                  f"{GRADIO}/user", f"{GRADIO}/file=/etc/passwd", f"{GRADIO}/queue/data?session_hash=x", "/cases/x/files/y",
                  "/api/studies", "/api/jobs/x", "/logout", "/?token=x", f"{GRADIO}/proxy=http://x/"):  # fmt: skip
-        assert browser.get(path).status_code in (401, 404) or path == "/?token=x", path
+        assert browser.get(path).status_code in (401, 404), path
+    assert browser.get("/enter?token=x").headers["location"] == "/login"
     for path in (f"{GRADIO}/upload", f"{GRADIO}/queue/join", "/api/studies", f"{GRADIO}/component_server", "/logout"):
         assert browser.post(path, files={"files": b"x"}).status_code == 401, path
     page = browser.get("/", headers={"accept": "text/html"})
