@@ -1,6 +1,6 @@
 """Maps and missing contrasts, learned and measured on synthetic heads: python -m examples.learn_synthesis OUT
 
-    python -m examples.learn_synthesis runs/synthesis                 12 heads at 2 mm, 500 steps
+    python -m examples.learn_synthesis runs/synthesis                 40 heads at 2 mm, 6,000 steps
     python -m examples.learn_synthesis runs/smoke --smoke             minutes: 4 mm, 300 steps
 
 Measured on heads that were not trained on. T1, T2 and ADC in the brain beside a dictionary (`foundation/physics/dictionary.py`),

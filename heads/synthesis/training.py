@@ -41,10 +41,10 @@ class TrainSynthesisConfig(Config):
 
     network: TranslatorConfig = TranslatorConfig()
     training: TrainingConfig = TrainingConfig(
-        steps=500, batch_size=1, learning_rate=2e-3, warmup_steps=30, weight_decay=0.0, ema_decay=0.99
+        steps=6000, batch_size=1, learning_rate=2e-3, warmup_steps=30, weight_decay=0.0, ema_decay=0.99
     )
-    cohort: StreamConfig = StreamConfig(subjects=12, contrasts=CONTRASTS, missing_series=0.0)
-    variants: Annotated[int, Field(ge=1)] = 2
+    cohort: StreamConfig = StreamConfig(subjects=40, contrasts=CONTRASTS, missing_series=0.0)
+    variants: Annotated[int, Field(ge=1)] = 3
     kept_slices: Annotated[int, Field(ge=1)] = 24
     slices: Annotated[int, Field(ge=1)] = 4
     missing: Annotated[float, Field(ge=0, lt=1)] = 0.4
