@@ -29,9 +29,7 @@ CAVEAT = (
     "tissues, and published values differ by up to a factor of two. They are not measurements."
 )
 UNITS = {"T1": "ms", "T2": "ms", "ADC": "1e-6 mm^2/s"}
-PREDICTED = (
-    "Predicted from {sources} by a model. Nobody measured this: a lesion that only {contrast} shows is not in it."
-)
+PREDICTED = "Predicted from {sources} by a model. Nobody measured this: lesions may be missing, and one that only {contrast} shows is."
 GREY, CENTRE = 250.0, 500.0  # grey values of one standard deviation and of the mean
 
 

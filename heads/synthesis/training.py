@@ -32,7 +32,7 @@ CARD = """# Maps and missing contrasts
 
 A U-Net of {channels} channels, {steps} training steps on synthetic heads made from MNI152 averages. Relaxation times are those of
 the simulator: published T1 of white matter alone differs by a factor of two. What it says of a contrast is a guess of what a
-scanner would have shown, and a lesion that only that contrast shows cannot be in it. Not a medical device.
+scanner would have shown of a healthy head: lesions may be missing, and one that only that contrast shows is. Not a medical device.
 """
 
 
