@@ -7,7 +7,8 @@ On heads that were not trained on, of the family trained on and of the one held 
 slice thickness), 8 coils, against the noise-free image:
 
     table        R = 4 and 8, equispaced lines and Poisson disc, every method, intervals over heads, a slice each
-    lesions      lesions put into the measurement: missed ones, and invented ones, at R = 4, and with all samples
+    lesions      lesions put into the measurement: missed ones, and invented ones, at R = 4
+    complete     the same with all samples: what the test finds where nothing was left out
     doubt        whether errors are as large as the network expects
     tasks        what else it was trained for: partial Fourier, noise, a small matrix, thick slices, ghosts, motion
     structures   whether a segmentation model (--segmenter) finds in whole heads what it finds in the noise-free image
@@ -60,7 +61,6 @@ FIRST_HEAD = 1000  # of the cohort; training has the first ones
 NOISE, COILS = 0.02, 8
 CONDITIONS = (("equispaced", 4), ("equispaced", 8), ("poisson", 4), ("poisson", 8))
 FAMILIES = ("usual", "shifted")
-COMPLETE = "lesions of complete scans"
 RESAMPLES = 2000
 
 # Lesions: discs, 5 to 12 mm across, that differ by so much from what is around them.
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=20, help="of each family (default: %(default)s)")
     parser.add_argument("--whole-heads", type=int, default=5, help="of them, for 'structures' (default: %(default)s)")
     parser.add_argument("--families", nargs="*", default=list(FAMILIES), help="(default: both)")
-    parser.add_argument("--parts", nargs="*", default=["table", "lesions", "tasks", "structures", "real"])
+    parser.add_argument("--parts", nargs="*", default=["table", "lesions", "complete", "tasks", "structures", "real"])
     parser.add_argument("--spacing", type=float, default=2.0, help="of the heads, mm (default: %(default)s)")
     parser.add_argument("--segmenter", type=Path, default=EMBEDDED / "brain-structures", help="(default: %(default)s)")
     parser.add_argument("--data", type=Path, help="with the kspace_* folders; without it nothing real is measured")
@@ -92,7 +92,7 @@ def main() -> None:
     methods = {
         "table": {name: every[name] for name in (*classical, *learnt)},
         "lesions": every,
-        COMPLETE: {"cg-sense, all samples": every["cg-sense"]},
+        "complete": {"cg-sense, all samples": every["cg-sense"]},
         "tasks": {name: method for name, method in learnt.items() if name == LEARNED},
         "structures": {name: every[name] for name in every if name != "l1-wavelet"},  # a minute a head
     }
@@ -100,14 +100,14 @@ def main() -> None:
     measure: dict[str, Callable[[Held, Any], Iterable[Row]]] = {
         "table": table_rows,
         "lesions": lesion_rows,
-        COMPLETE: partial(lesion_rows, complete=True),
+        "complete": partial(lesion_rows, complete=True),
         "tasks": task_rows,
         "structures": lambda held, method: structure_rows(held, method, segmenter),
     }
     chosen.out.mkdir(parents=True, exist_ok=True)
     rows = chosen.out / "rows.jsonl"
     done = {(row["family"], row["head"], row["part"], row["method"]) for row in read_rows(rows)}
-    parts = [part for part in methods if part in chosen.parts or (part == COMPLETE and "lesions" in chosen.parts)]
+    parts = [part for part in chosen.parts if part in methods]
     for number in progress_over(range(chosen.heads)):
         for family in chosen.families:
             held = Held(number, family, chosen.spacing)
@@ -424,7 +424,7 @@ def tables(rows: Sequence[Row]) -> list[str]:
         for parts, make in (
             (("table",), method_table),
             (("table",), doubt_table),
-            (("lesions", COMPLETE), lesion_table),
+            (("lesions", "complete"), lesion_table),
             (("tasks",), task_table),
             (("structures",), structure_table),
         ):

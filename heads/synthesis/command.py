@@ -29,7 +29,9 @@ CAVEAT = (
     "tissues, and published values differ by up to a factor of two. They are not measurements."
 )
 UNITS = {"T1": "ms", "T2": "ms", "ADC": "1e-6 mm^2/s"}
-PREDICTED = "Predicted from {sources} by a model. Nobody measured this: lesions may be missing, and one that only {contrast} shows is."
+PREDICTED = (
+    "Predicted from {sources} by a model, not measured: lesions may be missing, and one that only {contrast} shows is."
+)
 GREY, CENTRE = 250.0, 500.0  # grey values of one standard deviation and of the mean
 
 
