@@ -11,6 +11,7 @@ life could continue and every end was equal to the last bit.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import random
 import shutil
@@ -103,6 +104,18 @@ def forked(folder: Path, say: Path) -> int:
         os._exit(1)
 
 
+def status_within(pid: int, limit_s: float) -> int | None:
+    """How a process ended, or None if it lives on after so long."""
+    until = time.monotonic() + limit_s
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return status
+        if time.monotonic() >= until:
+            return None
+        time.sleep(0.005)
+
+
 def same_end(folder: Path, reference: Path) -> bool:
     ours, theirs = (safetensors.torch.load_file(one / "end.safetensors") for one in (folder, reference))
     losses = [[record["loss"] for record in read_records(one / "metrics.jsonl")] for one in (folder, reference)]
@@ -129,13 +142,19 @@ def main(arguments: Sequence[str]) -> int:
         killed, ends, equal, run = 0, 0, 0, 0
         folder = Path(home) / "run-0"
         while killed < options.times or folder.exists():
+            is_first = not folder.exists()
             folder.mkdir(exist_ok=True)
+            began = time.monotonic()
             pid = forked(folder, folder / "said")
-            if killed < options.times:
-                # A life is a fork, reading the checkpoint, and steps: all of its moments are equally likely.
-                time.sleep(draw.uniform(0, whole_s))
+            # A life is a fork, reading the checkpoint, and steps: all of its moments are equally likely.
+            moment_s = draw.uniform(0, whole_s) if killed < options.times else math.inf
+            status = status_within(pid, moment_s)
+            if status is None:
                 os.kill(pid, signal.SIGKILL)
-            _, status = os.waitpid(pid, 0)
+                _, status = os.waitpid(pid, 0)
+            elif is_first:
+                # A first run on a busy machine may take ten times as long as the next, which would then never be killed.
+                whole_s = time.monotonic() - began
             if os.WIFSIGNALED(status):
                 killed += 1
                 continue
