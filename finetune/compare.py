@@ -17,7 +17,7 @@ import numpy as np
 from finetune.baselines import FITTED
 from finetune.config import FinetuneConfig
 from finetune.evaluate import Interval, bootstrap, without_nan
-from finetune.run import finetune, make_model
+from finetune.run import finetune, make_model, start_of
 from finetune.samples import LabelledStudy, read_labelled
 from foundation.config import load_config, parse_config
 from foundation.errors import InputError
@@ -176,12 +176,20 @@ def _changed(config: FinetuneConfig, changes: Mapping[str, Any]) -> FinetuneConf
 
 
 def _finished(run: FinetuneConfig, data: str) -> dict[str, Any] | None:
-    """What an earlier run of exactly this config on exactly this collection measured, if it finished."""
+    """What an earlier run of exactly this config, from exactly this start and on exactly this collection, measured, if it finished."""
     metrics, config = run.folder / "metrics.json", run.folder / "config.yaml"
-    if not (metrics.exists() and config.exists() and load_config(FinetuneConfig, config) == run):
+    if not (metrics.exists() and config.exists()):
+        return None
+    if _without_places(load_config(FinetuneConfig, config)) != _without_places(run):
         return None
     content = json.loads(metrics.read_text())
-    return content if content["data"] == data else None
+    return content if (content["data"], content["start"]) == (data, start_of(run)) else None
+
+
+def _without_places(config: FinetuneConfig) -> FinetuneConfig:
+    """Data and start are known by their hashes: elsewhere they are the same, and other ones may lie in the same place."""
+    data = config.data.model_copy(update={"manifest": Path()})
+    return config.model_copy(update={"folder": Path(), "encoder": None, "data": data})
 
 
 def _groups(studies: Sequence[LabelledStudy], by: str | None) -> dict[str, set[str]]:

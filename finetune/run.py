@@ -97,7 +97,7 @@ def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None
             config.folder,
             label=f"{config.name} {config.recipe}",
             accelerator=accelerator,
-            about=lambda: _settings(config, fingerprint(), [row.subject for row in rows], backbone),
+            about=lambda: _settings(config, fingerprint(), [row.subject for row in rows]),
             on_accept=begin,
             gauge=gauge,
         )
@@ -126,6 +126,7 @@ def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None
             "manifest": str(config.data.manifest),
             "split": config.data.test_split,
             "data": fingerprint(),
+            "start": start_of(config),
             "trained_on": [row.subject for row in rows],
             "calibrated_on": [row.subject for row in held] if model.head.calibration else [],
         }
@@ -169,16 +170,22 @@ def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None
     return Fitted(model, result, evaluation, model_folder)
 
 
-def _settings(
-    config: FinetuneConfig, fingerprint: str, subjects: list[str], backbone: Backbone | None
-) -> dict[str, str]:
+def start_of(config: FinetuneConfig) -> str | None:
+    """The hash of the weights that a run begins with, wherever they lie; None if it begins with nothing."""
+    if config.encoder is None or config.recipe == "scratch" or config.recipe in NETWORKS:
+        return None
+    return Backbone.of(config.encoder).weights_sha256
+
+
+def _settings(config: FinetuneConfig, fingerprint: str, subjects: list[str]) -> dict[str, str]:
     """What a run may not change when it continues, besides its training settings."""
     settings = config.model_dump(
         mode="json", include={"head", "augment", "encoder_rate", "layer_decay", "lora", "stopping"}
     )
     grid = f"{config.data.spacing_mm} {config.data.crop_voxels}"
     about = {"data": fingerprint, "studies": ",".join(subjects), "grid": grid, "settings": json.dumps(settings)}
-    return about if backbone is None else {**about, "backbone": backbone.weights_sha256}
+    start = start_of(config)
+    return about if start is None else {**about, "start": start}
 
 
 def make_model(config: FinetuneConfig) -> TaskModel:

@@ -179,13 +179,17 @@ class Head(LabelMapHead):
         return copied | last if set(ours) <= set(theirs) else copied
 
     def _details(self, voxels: Tensor, has_series: Tensor, contrast: Tensor) -> list[Tensor]:
-        """The stem's maps at full, half, quarter and an eighth of the resolution, averaged over the series that are there."""
+        """The stem's maps at full, half, quarter and an eighth of the resolution, of all series that are there together.
+
+        Each series is looked at alone, and the looks are averaged: what follows sees how contrasts go together, as a network
+        with a channel for each of them does, at the cost of one series.
+        """
         weight = (has_series.float() / has_series.sum(dim=1, keepdim=True))[:, :, None, None, None, None]
-        x = self.look(voxels.flatten(0, 1)[:, None], contrast.flatten())
-        maps = [x]
+        looks = self.look(voxels.flatten(0, 1)[:, None], contrast.flatten()).unflatten(0, has_series.shape)
+        maps = [(looks * weight.to(looks.dtype)).sum(dim=1)]
         for block in self.deepen:
             maps.append(block(maps[-1]))
-        return [(x.unflatten(0, has_series.shape) * weight.to(x.dtype)).sum(dim=1) for x in maps]
+        return maps
 
     def _lay_out(
         self, x: Float[Tensor, "batch tokens c"], tokens: Tokens, shape: Sequence[int]

@@ -76,6 +76,19 @@ def test_the_whole_grid_runs_and_is_not_repeated(config, kind: str, tmp_path: Pa
     assert text in (folder / "fewshot.md").read_text()
 
 
+def test_a_cell_is_known_by_its_start_and_not_by_where_that_lies(config, tmp_path: Path) -> None:
+    ask = {"overrides": [], "labels": "2", "seeds": 1, "rows": "scratch,frozen"}
+    fewshot_command(config("regression"), **ask)
+    cells = {path: path.stat().st_mtime_ns for path in (tmp_path / "regression").glob("labels-2/*/metrics.json")}
+    (tmp_path / "encoder").rename(tmp_path / "elsewhere")
+    fewshot_command(config("regression", tmp_path / "elsewhere"), **ask)
+    assert cells == {path: path.stat().st_mtime_ns for path in cells}
+    torch.manual_seed(1)
+    Encoder(EncoderConfig(width=64, depth=1)).save(tmp_path / "elsewhere", card="# other weights\n", provenance={})
+    with pytest.raises(InputError, match="start"):
+        fewshot_command(config("regression", tmp_path / "elsewhere"), **ask)
+
+
 def test_without_an_encoder_only_what_needs_none_is_fitted(config, tmp_path: Path) -> None:
     fewshot_command(config("regression", None), overrides=["training.steps=1"], labels="3", seeds=1, rows=None)
     content = json.loads((tmp_path / "regression" / "fewshot.json").read_text())

@@ -272,7 +272,7 @@ def test_where_an_adapter_may_start_from(make_collection, encoder_folder: Path, 
         assert torch.allclose(start.state_dict()[name], tensor, atol=1e-6), name
 
 
-def test_a_run_does_not_continue_on_another_backbone(make_collection, encoder_folder: Path, tmp_path: Path) -> None:
+def test_a_run_does_not_continue_from_another_start(make_collection, encoder_folder: Path, tmp_path: Path) -> None:
     from finetune.run import finetune
 
     config = config_of(make_collection(4), tmp_path / "run", encoder_folder)
@@ -280,7 +280,7 @@ def test_a_run_does_not_continue_on_another_backbone(make_collection, encoder_fo
     torch.manual_seed(1)
     Encoder(ENCODER).save(encoder_folder, card="# pretrained again\n", provenance={})
     longer = config.model_copy(update={"training": config.training.model_copy(update={"steps": 4})})
-    with pytest.raises(InputError, match="backbone"):
+    with pytest.raises(InputError, match="start"):
         finetune(longer)
 
 
