@@ -1,8 +1,9 @@
 """Segmentation: a label for every voxel, of any number of structures, from any number of series, in one pass.
 
 The encoder's 8-voxel patches are too coarse for edges, so a small convolutional stem looks at full resolution, and a decoder
-brings the two together (as in UNETR, Hatamizadeh et al. 2022, but with the stem on the voxels themselves). The stem reads
-each series alone, told its contrast, and its maps are averaged, so a missing series changes nothing but what is known.
+brings the two together (as in UNETR, Hatamizadeh et al. 2022, but with the stem on the voxels themselves). The stem's first
+convolution reads each series alone, told its contrast, and what it says is averaged, so a missing series changes nothing but
+what is known.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from monai.losses.dice import DiceLoss
 from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 from monai.metrics.meandice import compute_dice
@@ -179,14 +180,8 @@ class Head(LabelMapHead):
         return copied | last if set(ours) <= set(theirs) else copied
 
     def _details(self, voxels: Tensor, has_series: Tensor, contrast: Tensor) -> list[Tensor]:
-        """The stem's maps at full, half, quarter and an eighth of the resolution, of all series that are there together.
-
-        Each series is looked at alone, and the looks are averaged: what follows sees how contrasts go together, as a network
-        with a channel for each of them does, at the cost of one series.
-        """
-        weight = (has_series.float() / has_series.sum(dim=1, keepdim=True))[:, :, None, None, None, None]
-        looks = self.look(voxels.flatten(0, 1)[:, None], contrast.flatten()).unflatten(0, has_series.shape)
-        maps = [(looks * weight.to(looks.dtype)).sum(dim=1)]
+        """The stem's maps at full, half, quarter and an eighth of the resolution, of all series together."""
+        maps = [self.look(voxels, has_series, contrast)]
         for block in self.deepen:
             maps.append(block(maps[-1]))
         return maps
@@ -254,10 +249,11 @@ def conv_block(num_in: int, num_out: int, *, stride: int = 1) -> nn.Sequential:
 
 
 class ContrastBlock(nn.Module):
-    """As `conv_block` on one channel, but the first normalisation's scale and shift belong to the contrast.
+    """As `conv_block` on the series of a study: each passes the first convolution alone, and they go on as their average.
 
-    What is bright in T2w is dark in T1w: averaged before that is known, two series undo each other. This is conditional
-    instance normalisation (Dumoulin et al. 2017); all contrasts start alike.
+    What is bright in T2w is dark in T1w: averaged before that is known, two series undo each other. So the first normalisation's
+    scale and shift belong to the contrast, which is conditional instance normalisation (Dumoulin et al. 2017); all contrasts
+    start alike. What follows sees how contrasts go together, as in a network with a channel for each, at the cost of one series.
     """
 
     def __init__(self, num_out: int):
@@ -275,11 +271,16 @@ class ContrastBlock(nn.Module):
         nn.init.zeros_(self.shift.weight)
 
     def forward(
-        self, x: Float[Tensor, "series 1 x y z"], contrast: Int[Tensor, " series"]
-    ) -> Float[Tensor, "series channels x y z"]:
-        x = self.first(x)
+        self,
+        voxels: Float[Tensor, "batch series x y z"],
+        has_series: Bool[Tensor, "batch series"],
+        contrast: Int[Tensor, "batch series"],
+    ) -> Float[Tensor, "batch channels x y z"]:
+        x, told = self.first(voxels.flatten(0, 1)[:, None]), contrast.flatten()
         # Series as channels of one volume: then each has a scale and a shift of its own in one fused operation.
         x = nn.functional.instance_norm(
-            x.flatten(0, 1)[None], weight=self.scale(contrast).flatten(), bias=self.shift(contrast).flatten()
+            x.flatten(0, 1)[None], weight=self.scale(told).flatten(), bias=self.shift(told).flatten()
         ).view_as(x)
-        return self.rest(x)
+        each = self.rest[0](x).unflatten(0, has_series.shape)
+        weight = (has_series / has_series.sum(dim=1, keepdim=True)).to(x.dtype)
+        return self.rest[1:]((each * weight[:, :, None, None, None, None]).sum(dim=1))

@@ -10,7 +10,7 @@ from foundation.study import Study
 from heads import parse_head
 from heads.base import StudyBatch, StudySample
 from heads.detection import Head as Detection
-from heads.segmentation import Head
+from heads.segmentation import ContrastBlock, Head
 
 ENCODER = EncoderConfig(width=64, depth=1)
 THREE = [{"value": value, "name": f"part {value}", "paired": False} for value in (1, 2, 5)]
@@ -20,6 +20,25 @@ def make(kind: type, **config: object):
     torch.manual_seed(0)
     values = {"kind": kind.__module__.rpartition(".")[2], "structures": THREE, "channels": [2, 2, 2], "bottleneck": 4}
     return kind(ENCODER, parse_head(values | config))
+
+
+def test_a_stem_averages_what_each_series_says_by_its_own_contrast() -> None:
+    """Against a loop over the series; what lies in the place of an absent one is not looked at."""
+    torch.manual_seed(0)
+    block, normal = ContrastBlock(3), torch.nn.functional.instance_norm
+    for table in (block.scale, block.shift):
+        torch.nn.init.normal_(table.weight)
+    voxels, contrast = torch.randn(2, 3, 5, 6, 7), torch.tensor([[0, 4, 2], [1, 0, 0]])
+    has_series = torch.tensor([[True, True, True], [True, False, True]])
+    for one, out in enumerate(block(voxels, has_series, contrast)):
+        said = []
+        for number in has_series[one].nonzero().flatten().tolist():
+            code = contrast[one, number]
+            x = normal(block.first(voxels[one, number][None, None]))[0]
+            x = x * block.scale.weight[code][:, None, None, None] + block.shift.weight[code][:, None, None, None]
+            said.append(torch.where(x > 0, x, 0.01 * x))
+        expected = block.rest[1:](torch.stack(said).mean(dim=0)[None])[0]
+        assert torch.allclose(out, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("there", [(1, 2), (2,), ()])
