@@ -136,8 +136,11 @@ def _check_folder(folder: Path, config: CohortConfig) -> None:
     """A cohort continues in its own folder, with its own settings, or begins in a new one."""
     settings = folder / "cohort.yaml"
     if settings.is_file():
-        earlier = load_config(CohortConfig, settings)
-        check_continues("cohort", dict(earlier), dict(config), folder)
+        earlier, now = (
+            dict(one) | {"anatomy": one.anatomy and one.anatomy.resolve()}  # one folder has many spellings
+            for one in (load_config(CohortConfig, settings), config)
+        )
+        check_continues("cohort", earlier, now, folder)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         remedy = "Name another folder."
         raise InputError(
