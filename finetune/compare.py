@@ -176,7 +176,7 @@ def _changed(config: FinetuneConfig, changes: Mapping[str, Any]) -> FinetuneConf
 
 
 def _finished(run: FinetuneConfig, data: str) -> dict[str, Any] | None:
-    """What an earlier run of exactly this config, from exactly this start and on exactly this collection, measured, if it finished."""
+    """What an earlier run of exactly this config, from this start and on this collection, measured, if it finished."""
     metrics, config = run.folder / "metrics.json", run.folder / "config.yaml"
     if not (metrics.exists() and config.exists()):
         return None

@@ -12,8 +12,8 @@ from nibabel.nifti1 import Nifti1Image
 
 from foundation.cohort.materials import STRUCTURES
 from foundation.cohort.patient import CohortConfig
-from foundation.cohort.writing import split_of, write_cohort
-from foundation.config import parse_config
+from foundation.cohort.writing import _check_folder, split_of, write_cohort
+from foundation.config import parse_config, save_config
 from foundation.errors import InputError
 from foundation.reading.collection import Collection, read_manifest, read_mask, read_study
 from serve.__main__ import main
@@ -173,6 +173,16 @@ def test_a_cohort_is_not_continued_with_other_settings(cohort, changed):
     with pytest.raises(InputError, match=f"continues with the {name}"):
         write_cohort(cohort.root, parse_config(CohortConfig, SETTINGS | changed), 9, processes=1)
     assert contents(cohort.root) == before
+
+
+def test_an_anatomy_is_the_folder_and_not_its_spelling(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "cohort"
+    folder.mkdir()
+    save_config(CONFIG.model_copy(update={"anatomy": Path("maps")}), folder / "cohort.yaml")
+    _check_folder(folder, CONFIG.model_copy(update={"anatomy": tmp_path / "maps"}))
+    with pytest.raises(InputError, match="continues with the anatomy"):
+        _check_folder(folder, CONFIG.model_copy(update={"anatomy": tmp_path / "others"}))
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
