@@ -28,6 +28,7 @@ from foundation.registry import KindConfig
 from foundation.study import CONTRASTS
 from foundation.tokens import PATCH, Tokens
 from heads import base
+from heads._planes import activate_, convolve, convolve_twice, normal, planes_at_a_time
 from heads.base import HeadReading, StudyBatch, Target
 
 
@@ -137,22 +138,27 @@ class Head(LabelMapHead):
         full, half, quarter = config.channels
         self.look = ContrastBlock(full)
         widths = (full, half, quarter, config.bottleneck)
-        self.deepen = nn.ModuleList(conv_block(fine, deep, stride=2) for fine, deep in pairwise(widths))
+        self.deepen = nn.ModuleList(ConvBlock(fine, deep, stride=2) for fine, deep in pairwise(widths))
         self.project = nn.Linear(encoder.width, config.bottleneck)
         self.air = nn.Parameter(torch.zeros(config.bottleneck))
-        self.join = conv_block(2 * config.bottleneck, config.bottleneck)
+        self.join = ConvBlock(2 * config.bottleneck, config.bottleneck)
         widths = widths[::-1]
         self.up = nn.ModuleList(
             nn.ConvTranspose3d(deep, fine, kernel_size=2, stride=2) for deep, fine in pairwise(widths)
         )
-        self.merge = nn.ModuleList(conv_block(2 * fine, fine) for fine in widths[1:])
+        self.merge = nn.ModuleList(ConvBlock(2 * fine, fine) for fine in widths[1:])
         self.classify = nn.Conv3d(full, 1 + len(config.structures), kernel_size=1)
         for up, width in zip(self.up, widths, strict=False):
             # torch's default gives a third of this, and after three levels what the encoder says is drowned by the stem.
             nn.init.normal_(up.get_parameter("weight"), std=width**-0.5)
 
     def forward(self, features: Features, batch: StudyBatch) -> Float[Tensor, "batch classes x y z"]:
-        return self.classify(self.decode(features, batch))
+        x, classes = self.decode(features, batch), self.classify.out_channels
+        if torch.is_grad_enabled() or classes > x.shape[1]:
+            return self.classify(x)
+        for planes in x.split(planes_at_a_time(x.shape[2:]), dim=2):
+            planes[:, :classes] = self.classify(planes)
+        return x[:, :classes]
 
     def decode(self, features: Features, batch: StudyBatch) -> Float[Tensor, "batch channels x y z"]:
         """What is known of every voxel, at full resolution."""
@@ -160,8 +166,8 @@ class Head(LabelMapHead):
         details = self._details(batch.voxels, batch.has_series, batch.contrast)
         x = self._lay_out(self.project(features.tokens), batch.tokens, batch.voxels.shape[2:])
         x = self.join(torch.cat([x, details.pop()], dim=1))
-        for up, merge, detail in zip(self.up, self.merge, reversed(details), strict=True):
-            x = merge(torch.cat([up(x), detail], dim=1))
+        for up, merge in zip(self.up, self.merge, strict=True):
+            x = _merge(up, merge, x, details.pop())
         return x
 
     def adopt(self, start: base.Head, *, but: frozenset[str] = frozenset()) -> frozenset[str]:
@@ -197,6 +203,19 @@ class Head(LabelMapHead):
         number = x.new_zeros(len(x), i * j * k, 1).scatter_add(1, flat[..., None], real)
         grid = torch.where(number > 0, total / number.clamp(min=1), self.air.to(x.dtype))
         return grid.transpose(1, 2).unflatten(2, (i, j, k))
+
+
+def _merge(up: nn.Module, merge: nn.Module, x: Tensor, detail: Tensor) -> Tensor:
+    """A coarse map and the stem's fine one as one, which may lie where the fine one lay."""
+    if torch.is_grad_enabled():
+        return merge(torch.cat([up(x), detail], dim=1))
+
+    def both(lo: int, hi: int) -> Tensor:
+        finer = up(x[:, :, lo // 2 : (hi + 1) // 2])[:, :, lo % 2 :][:, :, : hi - lo]
+        return torch.cat([finer, detail[:, :, lo:hi]], dim=1)
+
+    assert isinstance(merge, ConvBlock)
+    return convolve_twice(merge, both, detail.shape[2:], out=detail)
 
 
 def score_labels(
@@ -236,20 +255,27 @@ def _bounding_box(mask: Tensor) -> tuple[slice, ...]:
     return (slice(None), slice(None), *(slice(max(0, a - 1), b + 2) for a, b in zip(low, high, strict=True)))
 
 
-def conv_block(num_in: int, num_out: int, *, stride: int = 1) -> nn.Sequential:
+class ConvBlock(nn.Sequential):
     """Two 3 x 3 x 3 convolutions, each normalised per volume and channel; the first may halve the resolution."""
-    return nn.Sequential(
-        nn.Conv3d(num_in, num_out, kernel_size=3, stride=stride, padding=1, bias=False),
-        nn.InstanceNorm3d(num_out, affine=True),
-        nn.LeakyReLU(0.01, inplace=True),
-        nn.Conv3d(num_out, num_out, kernel_size=3, padding=1, bias=False),
-        nn.InstanceNorm3d(num_out, affine=True),
-        nn.LeakyReLU(0.01, inplace=True),
-    )
+
+    def __init__(self, num_in: int, num_out: int, *, stride: int = 1):
+        super().__init__(
+            nn.Conv3d(num_in, num_out, kernel_size=3, stride=stride, padding=1, bias=False),
+            nn.InstanceNorm3d(num_out, affine=True),
+            nn.LeakyReLU(0.01, inplace=True),
+            nn.Conv3d(num_out, num_out, kernel_size=3, padding=1, bias=False),
+            nn.InstanceNorm3d(num_out, affine=True),
+            nn.LeakyReLU(0.01, inplace=True),
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return super().forward(input)
+        return convolve_twice(self, lambda lo, hi: input[:, :, lo:hi], input.shape[2:])
 
 
 class ContrastBlock(nn.Module):
-    """As `conv_block` on the series of a study: each passes the first convolution alone, and they go on as their average.
+    """As `ConvBlock` on the series of a study: each passes the first convolution alone, and they go on as their average.
 
     What is bright in T2w is dark in T1w: averaged before that is known, two series undo each other. So the first normalisation's
     scale and shift belong to the contrast, which is conditional instance normalisation (Dumoulin et al. 2017); all contrasts
@@ -276,11 +302,26 @@ class ContrastBlock(nn.Module):
         has_series: Bool[Tensor, "batch series"],
         contrast: Int[Tensor, "batch series"],
     ) -> Float[Tensor, "batch channels x y z"]:
+        weight = (has_series / has_series.sum(dim=1, keepdim=True)).to(voxels.dtype)
+        if not torch.is_grad_enabled():
+            return self._by_planes(voxels, weight, contrast)
         x, told = self.first(voxels.flatten(0, 1)[:, None]), contrast.flatten()
         # Series as channels of one volume: then each has a scale and a shift of its own in one fused operation.
         x = nn.functional.instance_norm(
             x.flatten(0, 1)[None], weight=self.scale(told).flatten(), bias=self.shift(told).flatten()
         ).view_as(x)
         each = self.rest[0](x).unflatten(0, has_series.shape)
-        weight = (has_series / has_series.sum(dim=1, keepdim=True)).to(x.dtype)
         return self.rest[1:]((each * weight[:, :, None, None, None, None]).sum(dim=1))
+
+    def _by_planes(self, voxels: Tensor, weight: Tensor, contrast: Tensor) -> Tensor:
+        """`forward` where nothing is learnt: one series after another, `weight` of each in their average."""
+        shape, average = voxels.shape[2:], None
+        for one, part, told in zip(voxels.unbind(1), weight.unbind(1), contrast.unbind(1), strict=True):
+            x = convolve(self.first.weight, lambda lo, hi, one=one: one[:, None, lo:hi], shape)
+            x = activate_(x, *normal(x, self.scale(told), self.shift(told)))
+            x = x.mul_(part[:, None, None, None, None])
+            average = x if average is None else average.add_(x)
+        assert average is not None
+        second, norm = self.rest[1], self.rest[2]
+        x = convolve(second.get_parameter("weight"), lambda lo, hi: average[:, :, lo:hi], shape, out=average)
+        return activate_(x, *normal(x, norm.get_parameter("weight"), norm.get_parameter("bias")))
