@@ -130,7 +130,8 @@ def call_kinds(folder: Path, manifests: Sequence[Path]) -> None:
         collection = read_manifest(manifest)
         rows = collection.split("train")
         studies += read_labelled(collection, rows, head, loaded.config.spacing_mm, label="read for kinds")
-    head.look_back([(study.prepared, study.labels) for study in studies if study.labels is not None])
+    seen = [(study.prepared, study.labels) for study in studies if study.labels is not None]
+    head.look_back(seen, loaded.model.output_of)
     about, card = read_about(folder)["provenance"], (folder / "card.md").read_text()
     provenance = {**about, "kinds_from": [study.row.subject for study in studies]}
     save_adapter(folder, loaded.adapter, head, loaded.config, loaded.backbone, card=card, provenance=provenance)

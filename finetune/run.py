@@ -102,12 +102,8 @@ def finetune(config: FinetuneConfig, *, test_studies: list[LabelledStudy] | None
             gauge=gauge,
         )
     if main:
-        seen = [
-            (study.prepared, study.prepared.labels_to_grid(study.labels))
-            for study in studies
-            if study.labels is not None
-        ]
-        model.head.look_back(seen)
+        seen = [(study.prepared, study.labels) for study in studies if study.labels is not None]
+        model.head.look_back(seen, model.output_of)
     adapter = None if backbone is None else take_adapter(model.encoder, config.lora)
     merge_lora(model)
     evaluation, model_folder = None, None

@@ -32,8 +32,8 @@ NEAR_STRUCTURE = 0.7  # how often a crop is centred on a labelled voxel: small s
 
 @dataclass(frozen=True)
 class LabelledStudy:
-    """A study ready for the task, with its truth: `labels` on the reference series' own voxels, as class indices; and what may be
-    known of the patient's record when it begins, where the head reads that and there is one."""
+    """A study ready for the task with its truth, `labels` on the reference series' own voxels and in the values of their file; and
+    what may be known of the patient's record when it begins, where the head reads that and there is one."""
 
     row: Row
     prepared: PreparedStudy

@@ -10,6 +10,7 @@ alone, and then voxel by voxel.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -48,17 +49,24 @@ class Kinds(nn.Module):
         }.items():
             self.register_buffer(name, torch.zeros(shape))
 
-    def learn(self, studies: Sequence[tuple[PreparedStudy, Integer[np.ndarray, "x y z"]]], *, seed: int = 0) -> None:
-        """From true label maps on the reference series' own voxels. Every kind weighs the same, however rare."""
+    def learn(
+        self,
+        studies: Sequence[tuple[PreparedStudy, Integer[np.ndarray, "i j k"], Bool[np.ndarray, "x y z"]]],
+        *,
+        seed: int = 0,
+    ) -> None:
+        """From true label maps on the reference series' own voxels, and from what the network outlined, on the grid: its pieces are
+        larger than true lesions and look different, and they are what will have to be told. Every kind weighs the same, however
+        rare; what was outlined and is no lesion is of no kind."""
         from sklearn.linear_model import LogisticRegression
 
         rng = np.random.default_rng(seed)
         rows, kinds = [], []
-        for prepared, truth in studies:
+        for prepared, truth, outlined in studies:
             labels = prepared.labels_to_grid(np.where(np.isin(truth, self.values), truth, 0))
-            for where, features in _pieces(labels > 0, prepared):
+            for where, features in chain(_pieces(labels > 0, prepared), _pieces(outlined, prepared)):
                 own = labels[where]
-                for kind in np.unique(own):
+                for kind in np.unique(own[own > 0]):
                     places = rng.permutation(np.flatnonzero(own == kind))[:VOTES]
                     rows.append(features[places])
                     kinds += [int(kind)] * len(places)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -201,9 +201,11 @@ class Head(nn.Module):
     def settle(self, outputs: Sequence[Tensor], targets: Sequence[dict[str, Target]]) -> None:
         """After training, from studies that were not learnt from: what besides a `calibration` makes answers mean what they say."""
 
-    def look_back(self, studies: Sequence[tuple[PreparedStudy, np.ndarray]]) -> None:
+    def look_back(
+        self, studies: Sequence[tuple[PreparedStudy, np.ndarray]], ask: Callable[[PreparedStudy], Tensor]
+    ) -> None:
         """After training, from what was learnt from: studies with their true label maps, on the reference series' own voxels and in
-        the values of the files. For what is fitted without a gradient."""
+        the values of the files; `ask` gives the output for one. For what is fitted without a gradient."""
 
     def calibrated(self, output: Tensor) -> Tensor:
         """An output of scores with classes along axis 1, over the temperatures of the head's calibration if it has one."""

@@ -6,7 +6,7 @@ found when any voxel of it was outlined.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -58,20 +58,25 @@ class Head(segmentation.Head):
         kinds = self.config.kinds
         self.called = Kinds(sorted(one.value for one in kinds), self.config.together) if kinds else None
 
-    def look_back(self, studies: Sequence[tuple[PreparedStudy, np.ndarray]]) -> None:
+    def look_back(
+        self, studies: Sequence[tuple[PreparedStudy, np.ndarray]], ask: Callable[[PreparedStudy], Tensor]
+    ) -> None:
         if self.called is not None:
-            self.called.learn(studies)
+            outlined = (self._on_grid(self.labels_of(ask(prepared), prepared), prepared) for prepared, _ in studies)
+            self.called.learn([(*study, mask) for study, mask in zip(studies, outlined, strict=True)])
 
     def drawn_from(self, labels: np.ndarray, prepared: PreparedStudy) -> np.ndarray:
         """The label map of a reading: outlined lesions on the reference series' own voxels, by their kinds where there are any."""
         if self.called is None:
             return labels
-        reference, lesion = prepared.study.reference, self.config.structures[0].value
-        outlined = (labels == lesion).astype(np.float32)
-        on_grid = sample_at(outlined, reference.affine, prepared.grid) >= 0.5
-        named = self.called.name(on_grid, prepared)
-        drawn = sample_at(named, prepared.grid.affine, Grid.of(reference), nearest=True)
-        return np.where(labels == lesion, drawn, 0).astype(labels.dtype)
+        named = self.called.name(self._on_grid(labels, prepared), prepared)
+        drawn = sample_at(named, prepared.grid.affine, Grid.of(prepared.study.reference), nearest=True)
+        return np.where(labels > 0, drawn, 0).astype(labels.dtype)
+
+    @staticmethod
+    def _on_grid(labels: np.ndarray, prepared: PreparedStudy) -> np.ndarray:
+        """Where something is outlined, on the task's grid."""
+        return sample_at((labels > 0).astype(np.float32), prepared.study.reference.affine, prepared.grid) >= 0.5
 
     def labels_of(self, output: Tensor, prepared: PreparedStudy) -> np.ndarray:
         """Without what is too small to be a lesion, so that outlines, volumes and numbers are of the same."""

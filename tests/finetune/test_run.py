@@ -14,13 +14,17 @@ from finetune.augment import Augment
 from finetune.compare import Contender, compare
 from finetune.config import AugmentConfig, FinetuneConfig, LoraConfig
 from finetune.evaluate import bootstrap, evaluate_to_folder
-from finetune.samples import crop_sample
+from finetune.run import finetune
+from finetune.samples import crop_sample, read_labelled
 from foundation.config import parse_config
 from foundation.encoder import Encoder, EncoderConfig
 from foundation.errors import InputError
 from foundation.preprocess import prepare_study
 from foundation.reading.collection import read_manifest, read_mask, read_study
+from foundation.reading.nifti import write_labels
+from heads import _kinds
 from heads.base import StudySample, load_task
+from heads.detection import Head as Detection
 
 ENCODER = EncoderConfig(width=64, depth=2)
 
@@ -52,6 +56,31 @@ def config_of(
         "training": {"steps": 3, "batch_size": 2, "warmup_steps": 1, "ema_decay": 0.9},
     }
     return parse_config(FinetuneConfig, values | changes)
+
+
+def test_what_is_fitted_after_training_is_told_the_truth_where_it_lies(
+    make_collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kinds of lesions, at a spacing that is not the files': the rule is that of the label maps on their own voxels."""
+    monkeypatch.setattr(_kinds, "VOTES", 10_000)  # all voxels, so that nothing is drawn
+    manifest = make_collection(6)
+    collection = read_manifest(manifest)
+    for row in collection.rows:
+        study = read_study(row, collection.root)
+        labels = read_mask(row, study, collection.root)
+        write_labels(collection.root / str(row.mask), labels * (24 + 2 * int(row.targets["large"])), study.reference)
+    kinds = [{"value": value, "name": f"kind {value}", "paired": False} for value in (24, 26)]
+    lesion = {"value": 1, "also": [24, 26], "name": "lesion", "paired": False}
+    head = {"kind": "detection", "structures": [lesion], "kinds": kinds, "channels": [4, 4, 4], "bottleneck": 8}
+    data = {"manifest": str(manifest), "spacing_mm": [5.0, 5.0, 5.0]}
+    config = config_of(manifest, tmp_path / "run", None, head=head, data=data, recipe="scratch")
+    fitted = finetune(config)
+    assert isinstance(fitted.model.head, Detection) and fitted.model.head.called is not None
+    again = Detection(ENCODER, fitted.model.head.config)
+    studies = read_labelled(collection, collection.split("train"), again, (5.0, 5.0, 5.0), label="read")
+    again.look_back([(one.prepared, one.labels) for one in studies], fitted.model.output_of)
+    assert again.called is not None and again.called.weight.abs().sum() > 0
+    assert torch.allclose(again.called.weight, fitted.model.head.called.weight, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["segmentation", "classification"])
