@@ -10,6 +10,7 @@ writer, then replaced by its plain template; the sentence says so.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,9 @@ from heads.report.templates import closing, draft, opening, statement_text, unwo
 from heads.report.verifier import verify_sentence
 
 SECOND_TRY = 0.7  # the temperature at which a sentence is written once more
+# A small decoder that has lost its thread; the verifier reads content and not grammar.
+UNFINISHED = re.compile(r"\b(a|an|the|on|of|to|in|at|by|with|and|or)\.$", re.IGNORECASE)
+TWICE = re.compile(r"\b([a-z]+) \1\b", re.IGNORECASE)
 
 
 @runtime_checkable
@@ -177,8 +181,10 @@ def checked(text: str, statement: Statement, writer: str) -> tuple[Sentence | No
         filled = fill(text, statement)
     except UnfilledSlot as error:
         return None, f"slot {error}"
-    if not filled.endswith("."):
+    if not filled.endswith(".") or UNFINISHED.search(filled):
         return None, "no end"
+    if twice := TWICE.search(filled):
+        return None, f"'{twice[1]}' twice in a row"
     problems = verify_sentence(filled, statement.findings, has_prior=statement.prior is not None)
     if problems:
         return None, f"{problems[0].kind}, {problems[0].text}"

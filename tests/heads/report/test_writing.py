@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from numpy.random import default_rng
@@ -45,6 +46,25 @@ def test_a_sentence_that_fails_is_written_once_more_then_replaced_with_the_reaso
     assert {one.writer for one in worded} == {"templates"}
     assert all(one.note and "abscess" in one.note for one in worded) and report.remarks
     assert verify(report.text(), reading) == []
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (lambda text: f"{text.rstrip('. ')} on the the .", "no end"),
+        (lambda text: text.replace(" ", " the the ", 1), "'the' twice in a row"),
+    ],
+)
+def test_a_sentence_that_lost_its_thread_is_turned_down(spoil: Callable[[str], str], why: str):
+    """Its content may be right."""
+
+    class Lost(Reader):
+        def write(self, *arguments: Any, **options: Any) -> Iterator[tuple[int, str]]:
+            return ((place, spoil(text)) for place, text in super().write(*arguments, **options))
+
+    report = write_report(imagined(4), [Lost()])
+    worded = [one for one in report.sentences if one.section == "Findings"]
+    assert {one.writer for one in worded} == {"templates"} and all(why in (one.note or "").lower() for one in worded)
 
 
 def test_levels_fall_one_by_one():
