@@ -16,9 +16,8 @@ VOXELS_AT_A_TIME = 10_000
 SLOPE = 0.01  # of the leaky rectifier below zero
 EPS = 1e-5  # of torch's instance normalisation
 
-Planes = Callable[
-    [int, int], Tensor
-]  # planes lo to hi, along the first axis of space, of a `(batch, channels, x, y, z)` map
+# Planes lo to hi, along the first axis of space, of a `(batch, channels, x, y, z)` map.
+Planes = Callable[[int, int], Tensor]
 
 
 def planes_at_a_time(shape: Sequence[int]) -> int:
