@@ -67,8 +67,8 @@ def log_odds(truth: np.ndarray) -> float:
 
 
 def begin_at_a_glance(model: TaskModel, samples: LabelledSamples, seed: int) -> bool:
-    """Fit the glance of a head for whole studies to the training studies as they are, or, where their truth is made while they
-    are changed, to changed ones.
+    """Fit the glance of a head for whole studies to the training studies as they are, or, where artefacts make a truth while they
+    are changed, to changed ones: of what training will ask, studies as they are would say the opposite.
 
     Returns whether it was: heads for label maps have no glance, a prognosis no plain number, artefacts are learnt only where
     something makes or names them, and a head that was fitted before has its own.
@@ -76,10 +76,11 @@ def begin_at_a_glance(model: TaskModel, samples: LabelledSamples, seed: int) -> 
     head = model.head
     if not isinstance(head, StudyHead) or not isinstance(model.encoder, Encoder) or "head.answer.weight" in model.warm:
         return False
-    seen = [samples.plain(Draw(index, 0)) for index in range(len(samples))]
-    if not _knows(head.columns([one.targets or {} for one in seen])):
+    if samples.augment.config.artefact:
         draws = range(max(LOOKS, len(samples)))
         seen = [samples[Draw(number % len(samples), fold(seed, 31, number))] for number in draws]
+    else:
+        seen = [samples.plain(Draw(index, 0)) for index in range(len(samples))]
     columns = head.columns([one.targets or {} for one in seen])
     if not _knows(columns):
         return False

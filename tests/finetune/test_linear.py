@@ -13,7 +13,7 @@ from finetune.linear import RIDGE, LinearMap, begin_at_a_glance
 from finetune.samples import LabelledSamples, LabelledStudy, read_labelled
 from foundation.config import parse_config
 from foundation.encoder import Encoder, EncoderConfig
-from foundation.reading.collection import read_manifest
+from foundation.reading.collection import read_manifest, write_manifest
 from foundation.training import Draw
 from heads.base import TaskModel
 
@@ -76,6 +76,21 @@ def test_artefacts_that_training_makes_are_glanced_at(make_collection) -> None:
     model, samples, _ = prepared(make_collection(4), HEADS["quality"], made)
     assert begin_at_a_glance(model, samples, 0)
     assert model.head.glance.abs().sum() > 0
+
+
+def test_where_files_name_artefacts_too_the_glance_is_at_what_training_will_ask(make_collection) -> None:
+    """Files that are all clean, and training that spoils nearly all: who begins as "clean" begins wrong."""
+    manifest = make_collection(4)
+    clean = {"artefact": "none", "artefact_severity": 0}
+    rows = [row.model_copy(update={"targets": {**row.targets, **clean}}) for row in read_manifest(manifest).rows]
+    write_manifest(manifest, rows)
+    made = AugmentConfig(artefact=0.9, noise=0.0, smooth_mm=0.0)
+    model, samples, _ = prepared(manifest, HEADS["quality"], made)
+    assert begin_at_a_glance(model, samples, 0)
+    batch = samples.collate([samples[Draw(number % 4, 1000 + number)] for number in range(32)])
+    with torch.no_grad():
+        says_clean = model.eval().output(batch)[:, 0].mean() - model.output(batch)[:, 1:8].mean()
+    assert says_clean < 1.0, "clean is one kind of eight"
 
 
 def test_what_has_no_plain_number_or_was_fitted_before_does_not_begin_again(make_collection) -> None:
