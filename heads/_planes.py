@@ -58,8 +58,13 @@ def convolve_twice(block: nn.Sequential, planes: Planes, shape: Sequence[int], o
     assert isinstance(first, nn.Conv3d)
     x = convolve(first.weight, planes, shape, out, stride=first.stride[0])
     known = normal(x, first_norm.get_parameter("weight"), first_norm.get_parameter("bias"))
-    x = convolve(second.get_parameter("weight"), lambda lo, hi: active(x[:, :, lo:hi], *known), x.shape[2:], out=x)
-    return activate_(x, *normal(x, second_norm.get_parameter("weight"), second_norm.get_parameter("bias")))
+    return convolve_once(second, second_norm, lambda lo, hi: active(x[:, :, lo:hi], *known), x.shape[2:], out=x)
+
+
+def convolve_once(conv: nn.Module, norm: nn.Module, planes: Planes, shape: Sequence[int], out: Tensor) -> Tensor:
+    """A convolution, normalised and activated; `planes` and `out` are as in `convolve`."""
+    x = convolve(conv.get_parameter("weight"), planes, shape, out)
+    return activate_(x, *normal(x, norm.get_parameter("weight"), norm.get_parameter("bias")))
 
 
 def _conv3d(x: Tensor, weight: Tensor, stride: int) -> Tensor:

@@ -28,7 +28,7 @@ from foundation.registry import KindConfig
 from foundation.study import CONTRASTS
 from foundation.tokens import PATCH, Tokens
 from heads import base
-from heads._planes import activate_, convolve, convolve_twice, normal, planes_at_a_time
+from heads._planes import SLOPE, activate_, convolve, convolve_once, convolve_twice, normal, planes_at_a_time
 from heads.base import HeadReading, StudyBatch, Target
 
 
@@ -262,10 +262,10 @@ class ConvBlock(nn.Sequential):
         super().__init__(
             nn.Conv3d(num_in, num_out, kernel_size=3, stride=stride, padding=1, bias=False),
             nn.InstanceNorm3d(num_out, affine=True),
-            nn.LeakyReLU(0.01, inplace=True),
+            nn.LeakyReLU(SLOPE, inplace=True),
             nn.Conv3d(num_out, num_out, kernel_size=3, padding=1, bias=False),
             nn.InstanceNorm3d(num_out, affine=True),
-            nn.LeakyReLU(0.01, inplace=True),
+            nn.LeakyReLU(SLOPE, inplace=True),
         )
 
     def forward(self, input: Tensor) -> Tensor:
@@ -288,10 +288,10 @@ class ContrastBlock(nn.Module):
         self.scale = nn.Embedding(len(CONTRASTS), num_out)
         self.shift = nn.Embedding(len(CONTRASTS), num_out)
         self.rest = nn.Sequential(
-            nn.LeakyReLU(0.01, inplace=True),
+            nn.LeakyReLU(SLOPE, inplace=True),
             nn.Conv3d(num_out, num_out, kernel_size=3, padding=1, bias=False),
             nn.InstanceNorm3d(num_out, affine=True),
-            nn.LeakyReLU(0.01, inplace=True),
+            nn.LeakyReLU(SLOPE, inplace=True),
         )
         nn.init.ones_(self.scale.weight)
         nn.init.zeros_(self.shift.weight)
@@ -322,6 +322,4 @@ class ContrastBlock(nn.Module):
             x = x.mul_(part[:, None, None, None, None])
             average = x if average is None else average.add_(x)
         assert average is not None
-        second, norm = self.rest[1], self.rest[2]
-        x = convolve(second.get_parameter("weight"), lambda lo, hi: average[:, :, lo:hi], shape, out=average)
-        return activate_(x, *normal(x, norm.get_parameter("weight"), norm.get_parameter("bias")))
+        return convolve_once(self.rest[1], self.rest[2], lambda lo, hi: average[:, :, lo:hi], shape, out=average)
